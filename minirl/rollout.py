@@ -1,0 +1,210 @@
+"""From prompts as text to rollouts with scores, and from texts to batches: what the training loops share before any mathematics.
+
+A *scorer* judges responses: scorer(prompts, rollout) -> (B,), one prompt a row. Two kinds exist, a rule on text and a
+reward model on tokens; both come out of the functions here, so that a loop never asks which one it has.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import torch
+import torch.nn.functional as F
+
+from minirl.generate import generate
+from minirl.kl import kl_exact
+from minirl.logprobs import entropy, response_slice
+from minirl.masking import blank, masked_mean
+from minirl.model import PolicyWithValue, RewardModel, Transformer
+from minirl.tokenizer import Tokenizer
+from minirl.types import Bool, Float, Int, PreferenceBatch, Rollout, Tensor, check_finite, check_knob
+
+Scorer = Callable[[list[str], Rollout], Tensor]
+Rule = Callable[[list[str], list[str]], "Tensor | list[float]"]
+Prompts = Callable[[int, torch.Generator], list[str]]
+
+
+def roll_out(
+    model: Transformer | PolicyWithValue,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    group_size: int = 1,
+    generator: torch.Generator | None = None,
+) -> tuple[list[str], Rollout]:
+    """Sample group_size responses to each prompt, for training: always the whole distribution, never its nucleus.
+
+    Returns (prompts, rollout) with the prompts repeated to one a row.
+    """
+    rollout = generate(
+        model,
+        [tokenizer.encode(prompt) for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        group_size=group_size,
+        eos=tokenizer.eos_id,
+        generator=generator,
+    )
+    return [prompt for prompt in prompts for _ in range(group_size)], rollout
+
+
+def responses_text(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
+    """The counted tokens of each row as text, without special tokens."""
+    rows = zip(rollout.response.tolist(), rollout.mask.tolist(), strict=True)
+    return [tokenizer.decode([token for token, counts in zip(*row, strict=True) if counts]) for row in rows]
+
+
+def rule_scorer(rule: Rule, tokenizer: Tokenizer) -> Scorer:
+    """A rule on text, rule(prompts, responses) -> one number a response, as a scorer."""
+
+    def score(prompts: list[str], rollout: Rollout) -> Tensor:
+        scores = torch.as_tensor(rule(prompts, responses_text(rollout, tokenizer)), dtype=torch.float32)
+        if scores.shape != (len(rollout),):
+            raise ValueError(f"rule: wanted one score a response, shape ({len(rollout)},), got {tuple(scores.shape)}")
+        check_finite(scores=scores)
+        return scores.to(rollout.tokens.device)
+
+    return score
+
+
+def model_scorer(reward_model: RewardModel, *, rows: int = 128) -> Scorer:
+    """A reward model as a scorer, `rows` responses at a time."""
+
+    @torch.no_grad()
+    def score(prompts: list[str], rollout: Rollout) -> Tensor:
+        parts = [
+            reward_model(rollout.tokens[i : i + rows], rollout.mask[i : i + rows], starts=rollout.starts[i : i + rows])
+            for i in range(0, len(rollout), rows)
+        ]
+        return torch.cat(parts)
+
+    return score
+
+
+def response_logits(
+    model: Transformer,
+    tokens: Int[Tensor, "B S"],
+    starts: Int[Tensor, " B"],
+    length: int,
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, "B T V"]:
+    """Logits that predict the last `length` tokens, divided by the sampling temperature. The head runs on these alone."""
+    check_knob("temperature", temperature, 0, open_low=True)
+    hidden = model.hidden(tokens, starts=starts)
+    return model.head(response_slice(hidden, length)) / temperature
+
+
+def response_logits_and_values(
+    model: PolicyWithValue,
+    tokens: Int[Tensor, "B S"],
+    starts: Int[Tensor, " B"],
+    length: int,
+    *,
+    temperature: float = 1.0,
+) -> tuple[Float[Tensor, "B T V"], Float[Tensor, "B T"]]:
+    """The same, with V(s_t) read at the same positions."""
+    check_knob("temperature", temperature, 0, open_low=True)
+    hidden, values = model.hidden_and_values(tokens, starts=starts)
+    return model.policy.head(response_slice(hidden, length)) / temperature, response_slice(values, length)
+
+
+def lay_out(
+    prompts: list[list[int]], responses: list[list[int]], *, device: torch.device | str = "cpu"
+) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B T"], Int[Tensor, " B"]]:
+    """Token lists as (tokens, mask, starts): prompts padded on the left, responses on the right, like a Rollout."""
+    if len(prompts) != len(responses) or not prompts:
+        raise ValueError(f"responses: wanted one a prompt, at least one, got {len(responses)} for {len(prompts)} prompts")
+    before, after = max(map(len, prompts)), max(map(len, responses))
+    rows = [
+        [0] * (before - len(prompt)) + prompt + response + [0] * (after - len(response))
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    lengths = torch.tensor([len(response) for response in responses])
+    mask = torch.arange(after) < lengths.unsqueeze(1)
+    starts = torch.tensor([before - len(prompt) for prompt in prompts])
+    return torch.tensor(rows).to(device), mask.to(device), starts.to(device)
+
+
+def encode_examples(
+    tokenizer: Tokenizer, prompts: list[str], responses: list[str], *, device: torch.device | str = "cpu"
+) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B T"], Int[Tensor, " B"]]:
+    """Written examples, with the end token after each response, as (tokens, mask, starts)."""
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    return lay_out(
+        [tokenizer.encode(prompt) for prompt in prompts],
+        [tokenizer.encode_continuation(response) + end for response in responses],
+        device=device,
+    )
+
+
+def preference_pairs(rollout: Rollout, first_is_better: Bool[Tensor, " N"]) -> PreferenceBatch:
+    """Pairs from a rollout with group_size 2: rows 2i and 2i+1 answer one prompt. The sampled tokens are kept as they are."""
+    if len(rollout) != 2 * len(first_is_better):
+        raise ValueError(f"first_is_better: wanted one a pair of rows, {len(rollout) // 2}, got {len(first_is_better)}")
+    chosen = torch.arange(0, len(rollout), 2, device=rollout.tokens.device) + (~first_is_better).long()
+    rejected = chosen ^ 1
+    return PreferenceBatch(
+        chosen=rollout.tokens[chosen],
+        rejected=rollout.tokens[rejected],
+        chosen_mask=rollout.mask[chosen],
+        rejected_mask=rollout.mask[rejected],
+        starts=rollout.starts[chosen],
+    )
+
+
+def join(rollouts: list[Rollout]) -> Rollout:
+    """Several rollouts as one: prompts padded further on the left, responses on the right. prompt_index counts on."""
+    before = max(r.tokens.shape[1] - r.response.shape[1] for r in rollouts)
+    after = max(r.response.shape[1] for r in rollouts)
+    parts, first = [], 0
+    for r in rollouts:
+        left = before - (r.tokens.shape[1] - r.response.shape[1])
+        right = after - r.response.shape[1]
+        parts.append(
+            Rollout(
+                tokens=F.pad(r.tokens, (left, right)),
+                response=F.pad(r.response, (0, right)),
+                mask=F.pad(r.mask, (0, right)),
+                logprobs=F.pad(r.logprobs, (0, right)),
+                finished=r.finished,
+                prompt_index=r.prompt_index + first,
+                starts=r.starts + left,
+            )
+        )
+        first += int(r.prompt_index.max()) + 1
+    return Rollout(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Rollout)})
+
+
+def best_of(rollout: Rollout, scores: Float[Tensor, " B"], group_size: int) -> Rollout:
+    """The best-scored row of each group of consecutive rows: best-of-n sampling."""
+    check_finite(scores=scores)
+    best = scores.view(-1, group_size).argmax(1)
+    return rollout[best + group_size * torch.arange(len(best), device=best.device)]
+
+
+@torch.no_grad()
+def sequence_kl(
+    policy: Transformer, ref: Transformer, rollout: Rollout, *, temperature: float = 1.0, rows: int = 128
+) -> Float[Tensor, " B"]:
+    """KL(policy || ref) along each sampled response: the exact KL of every next-token distribution, summed over tokens.
+
+    The mean over samples estimates the KL of whole responses without bias and with less noise than k1.
+    """
+    parts = []
+    for i in range(0, len(rollout), rows):
+        part = rollout[i : i + rows]
+        length = part.response.shape[1]
+        logits = response_logits(policy, part.tokens, part.starts, length, temperature=temperature)
+        ref_logits = response_logits(ref, part.tokens, part.starts, length, temperature=temperature)
+        parts.append(blank(kl_exact(logits, ref_logits), part.mask).sum(1))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def mean_entropy(policy: Transformer, rollout: Rollout, *, temperature: float = 1.0) -> Float[Tensor, ""]:
+    """Mean next-token entropy over the counted tokens, in nats."""
+    length = rollout.response.shape[1]
+    logits = response_logits(policy, rollout.tokens, rollout.starts, length, temperature=temperature)
+    return masked_mean(entropy(logits), rollout.mask)

@@ -1,0 +1,103 @@
+"""DPO (Rafailov et al. 2023) and its relatives: preferences without sampling, a reward model or a critic.
+
+    row      log-probabilities   loss                                   reference
+    DPO      summed              -log sigmoid(beta h)                   yes
+    CDPO     summed              labels wrong with probability e        yes
+    ROBUST   summed              the same, made unbiased                yes
+    IPO      averaged            (h - 1 / (2 beta))^2                   yes
+    SIMPO    averaged            -log sigmoid(beta d - gamma)           no
+    ORPO     averaged            SFT + odds ratio                       no
+
+`dpo.train(..., row=IPO)` runs a row. KTO, which needs no pairs, has a loop of its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from minirl.logprobs import average_logprobs, sequence_logprobs, token_logprobs
+from minirl.losses.preference import dpo_loss, ipo_loss, orpo_loss, robust_dpo_loss, simpo_loss
+from minirl.model import Transformer
+from minirl.rollout import response_logits
+from minirl.run import Run
+from minirl.train.optimizer import adamw, update, warmed_up
+from minirl.train.reward_model import nth_batch
+from minirl.types import PreferenceBatch, Stats, Tensor
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    steps: int = 120
+    pairs: int = 64  # a step
+    beta: float = 0.1
+    label_smoothing: float = 0.1  # of CDPO and ROBUST
+    gamma: float = 1.0  # margin of SIMPO
+    lam: float = 0.1  # weight of ORPO's odds ratio
+    lr: float = 3e-4
+    warmup: int = 10
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    pool: Callable[[Tensor, Tensor], Tensor]  # (logprobs (N, T), mask) -> (N,)
+    loss: Callable[..., tuple[Tensor, Stats]]  # (chosen, rejected, ref_chosen, ref_rejected, config)
+
+
+DPO = PairLoss(sequence_logprobs, lambda c, r, rc, rr, config: dpo_loss(c, r, rc, rr, beta=config.beta))
+CDPO = PairLoss(
+    sequence_logprobs,
+    lambda c, r, rc, rr, config: dpo_loss(
+        c, r, rc, rr, beta=config.beta, label_smoothing=config.label_smoothing
+    ),
+)
+ROBUST = PairLoss(
+    sequence_logprobs,
+    lambda c, r, rc, rr, config: robust_dpo_loss(
+        c, r, rc, rr, beta=config.beta, label_smoothing=config.label_smoothing
+    ),
+)
+IPO = PairLoss(average_logprobs, lambda c, r, rc, rr, config: ipo_loss(c, r, rc, rr, beta=config.beta))
+SIMPO = PairLoss(
+    average_logprobs, lambda c, r, rc, rr, config: simpo_loss(c, r, beta=config.beta, gamma=config.gamma)
+)
+ORPO = PairLoss(average_logprobs, lambda c, r, rc, rr, config: orpo_loss(c, r, lam=config.lam))
+
+
+def train(
+    policy: Transformer,
+    ref: Transformer,
+    data: PreferenceBatch,
+    config: DPOConfig,
+    run: Run | None = None,
+    *,
+    row: PairLoss = DPO,
+) -> Transformer:
+    """Raise the log-probability of chosen over rejected responses, relative to the reference."""
+    run = run or Run()
+    with torch.no_grad():  # the reference never changes: its log-probabilities are computed once
+        parts = [pair_logprobs(ref, data[i : i + 128], row.pool) for i in range(0, len(data), 128)]
+        ref_chosen, ref_rejected = (torch.cat(side) for side in zip(*parts, strict=True))
+    optimizer = adamw(policy)
+    done = run.track(policy=policy, optimizer=optimizer)
+    for step in run.steps(done, config.steps):
+        rows = nth_batch(step, len(data), config.pairs, seed=config.seed)
+        chosen, rejected = pair_logprobs(policy, data[rows], row.pool)
+        loss, stats = row.loss(chosen, rejected, ref_chosen[rows], ref_rejected[rows], config)
+        lr = warmed_up(step, config.lr, config.warmup)
+        stats |= update(optimizer, loss, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
+        run.record(step, stats)
+    return policy
+
+
+def pair_logprobs(
+    model: Transformer, pairs: PreferenceBatch, pool: Callable[[Tensor, Tensor], Tensor] = sequence_logprobs
+) -> tuple[Tensor, Tensor]:
+    """Pooled log-probabilities (N,) of the chosen and of the rejected responses, in one pass over the model."""
+    tokens = torch.cat([pairs.chosen, pairs.rejected])
+    mask = torch.cat([pairs.chosen_mask, pairs.rejected_mask])
+    length = mask.shape[1]
+    logits = response_logits(model, tokens, pairs.starts.repeat(2), length)
+    return pool(token_logprobs(logits, tokens[:, -length:]), mask).chunk(2)

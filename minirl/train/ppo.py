@@ -1,0 +1,132 @@
+"""PPO for text (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022): a critic, a clip, and KL in the reward."""
+
+from dataclasses import dataclass
+
+import torch
+
+from minirl.advantages import gae
+from minirl.kl import AdaptiveKL, kl_k1
+from minirl.logprobs import entropy, token_logprobs
+from minirl.losses.policy import ppo_clip_loss, value_clip_loss
+from minirl.masking import blank, masked_mean, masked_whiten
+from minirl.model import PolicyWithValue, Transformer
+from minirl.rewards import kl_shaped_rewards
+from minirl.rollout import Prompts, Scorer, response_logits, response_logits_and_values, roll_out
+from minirl.run import Run
+from minirl.tokenizer import Tokenizer
+from minirl.train.optimizer import adamw, update, warmed_up
+from minirl.types import check_knob
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    steps: int = 60
+    batch: int = 128  # responses a step
+    minibatch: int = 64  # responses a gradient step
+    epochs: int = 2  # passes over a step's responses
+    max_new_tokens: int = 40
+    temperature: float = 1.0
+    kl_coef: float = 0.15  # beta: the price of a nat of KL, in units of the score
+    kl_target: float | None = None  # None: kl_coef stays; else it is moved until KL is near this many nats
+    kl_horizon: int = 2000  # responses
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip_eps: float = 0.2
+    value_clip_eps: float = 0.5
+    value_coef: float = 0.5
+    entropy_coef: float = 0.0
+    lr: float = 3e-4
+    warmup: int = 5
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        check_knob("minibatch", self.minibatch, 1, self.batch)
+        check_knob("epochs", self.epochs, 1)
+
+
+def train(
+    model: PolicyWithValue,
+    ref: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    score: Scorer,
+    config: PPOConfig,
+    run: Run | None = None,
+) -> PolicyWithValue:
+    """Maximise E[score - kl_coef * KL(policy || ref)]. `ref` is the frozen model the policy is kept close to."""
+    run = run or Run()
+    optimizer = adamw(model)
+    generator = torch.Generator().manual_seed(config.seed)
+    adaptive = AdaptiveKL(config.kl_coef, target=config.kl_target or 1.0, horizon=config.kl_horizon)
+    done = run.track(model=model, optimizer=optimizer, generator=generator, adaptive=adaptive)
+    for step in run.steps(done, config.steps):
+        kl_coef, lr = adaptive.kl_coef, warmed_up(step, config.lr, config.warmup)
+
+        # 1. roll out: the policy writes responses
+        texts, rollout = roll_out(
+            model,
+            tokenizer,
+            prompts(config.batch, generator),
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            generator=generator,
+        )
+        response, mask, length = rollout.response, rollout.mask, rollout.response.shape[1]
+
+        # 2. score: one number a response, on its last token; KL to the reference on every token
+        scores = score(texts, rollout)
+        with torch.no_grad():
+            logits, values = response_logits_and_values(
+                model, rollout.tokens, rollout.starts, length, temperature=config.temperature
+            )
+            old_logprobs = token_logprobs(logits, response)
+            ref_logits = response_logits(ref, rollout.tokens, rollout.starts, length, temperature=config.temperature)
+            kl = kl_k1(old_logprobs, token_logprobs(ref_logits, response))
+        rewards = kl_shaped_rewards(scores, kl, mask, kl_coef=kl_coef)
+
+        # 3. advantages: which tokens did better than the critic expected
+        advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
+        whitened = masked_whiten(advantages, mask)
+
+        # 4. update: a few epochs of minibatches on these responses
+        for _ in range(config.epochs):
+            for rows in torch.randperm(config.batch, generator=generator).split(config.minibatch):
+                part = rollout[rows]
+                logits, new_values = response_logits_and_values(
+                    model, part.tokens, part.starts, length, temperature=config.temperature
+                )
+                logprobs = token_logprobs(logits, part.response)
+                policy_loss, stats = ppo_clip_loss(
+                    logprobs, old_logprobs[rows], whitened[rows], part.mask, clip_eps=config.clip_eps
+                )
+                value_loss, value_stats = value_clip_loss(
+                    new_values, values[rows], returns[rows], part.mask, clip_eps=config.value_clip_eps
+                )
+                mean_entropy = masked_mean(entropy(logits), part.mask)
+                loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
+                update_stats = update(optimizer, loss, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
+
+        sequence_kl = blank(kl, mask).sum(1).mean()
+        if config.kl_target is not None:
+            adaptive.update(float(sequence_kl), config.batch)
+        run.record(
+            step,
+            {
+                "reward_mean": scores.mean(),
+                "reward_std": scores.std(),
+                "kl": sequence_kl,
+                "kl_coef": torch.tensor(kl_coef),
+                "entropy": mean_entropy.detach(),
+                "policy_loss": policy_loss.detach(),
+                "value_loss": value_loss.detach(),
+                "explained_variance": value_stats["explained_variance"],
+                "advantage_std": advantages[mask].std(),
+                "length_mean": mask.sum(1).float().mean(),
+                "finished": rollout.finished.float().mean(),
+            }
+            | stats
+            | update_stats
+            | {"loss": loss.detach()},
+        )
+    return model

@@ -1,0 +1,171 @@
+"""The words of the trade: axis letters, the two kinds of batch, the names of statistics, and the checks every room uses.
+
+Axis letters, used in every annotation of the library:
+
+    B  rows of a batch            T  response positions         S  prompt and response positions together
+    N  preference pairs           V  vocabulary                 D  width of the model
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+try:
+    from jaxtyping import Bool, Float, Int
+except ImportError:  # Colab has no jaxtyping: the annotations then read the same and check nothing
+
+    class _Anything:
+        def __class_getitem__(cls, item):
+            return item[0]
+
+    Bool = Float = Int = _Anything
+
+Stats = dict[str, Tensor]
+Reducer = Callable[[Tensor, Tensor], Tensor]  # (x, mask) -> scalar: see minirl.masking
+
+STATS = {
+    "loss": "what the optimiser minimises",
+    "policy_loss": "the policy's part of a combined loss",
+    "value_loss": "the value head's part of a combined loss, before its coefficient",
+    "kl": "KL(policy || reference) of a response: the sum over its tokens, averaged over responses",
+    "approx_kl": "drift from the policy that sampled, per token: the mean of k3(new, old)",
+    "kl_coef": "the weight of the KL penalty at this step",
+    "entropy": "mean entropy of the next-token distribution, in nats",
+    "ratio_mean": "mean of pi_new(a) / pi_old(a); exactly 1 before the first update",
+    "clip_fraction": "share of terms whose gradient the clip removed",
+    "reward_mean": "mean score of a response, without KL penalty",
+    "reward_std": "standard deviation of the scores over the batch",
+    "gold_mean": "mean of the hidden true reward, where a world has one",
+    "advantage_std": "standard deviation of the advantages before whitening",
+    "dead_groups": "share of groups whose scores are all equal, so that they teach nothing",
+    "explained_variance": "1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 a constant one",
+    "length_mean": "mean number of counted response tokens",
+    "finished": "share of responses that ended with the end token",
+    "accuracy": "share of pairs in the right order, or of answers that are right",
+    "worked_share": "share of answers with the working written out",
+    "margin": "mean difference between chosen and rejected, in the loss's own units",
+    "chosen_logprobs": "mean summed log-probability of the chosen response",
+    "rejected_logprobs": "mean summed log-probability of the rejected response",
+    "grad_norm": "norm of the gradient before clipping",
+    "lr": "learning rate of this step",
+}
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B sampled responses. Prompts are padded on the left and responses on the right, so that the response of every row
+    fills the last T columns of `tokens`, and one slice serves the whole batch."""
+
+    tokens: Int[Tensor, "B S"]  # prompt and response
+    response: Int[Tensor, "B T"]  # tokens[:, -T:]
+    mask: Bool[Tensor, "B T"]  # True on response tokens, the end token included, False after it
+    logprobs: Float[Tensor, "B T"]  # under the distribution that was sampled from; 0 where the mask is False
+    finished: Bool[Tensor, " B"]  # ended with the end token, and not for want of room
+    prompt_index: Int[Tensor, " B"]  # which of the prompts given a row answers
+    starts: Int[Tensor, " B"] | None = None  # tokens[b, :starts[b]] is padding; None: there is none
+
+    def __post_init__(self):
+        if self.starts is None:
+            object.__setattr__(self, "starts", torch.zeros_like(self.prompt_index))
+
+    def __getitem__(self, rows: Tensor | slice) -> "Rollout":
+        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """N pairs of responses to the same N prompts, laid out like a Rollout."""
+
+    chosen: Int[Tensor, "N S"]
+    rejected: Int[Tensor, "N S"]
+    chosen_mask: Bool[Tensor, "N T"]
+    rejected_mask: Bool[Tensor, "N T"]
+    starts: Int[Tensor, " N"]  # prompts are shared, so the padding before them is too
+
+    def __getitem__(self, rows: Tensor | slice) -> "PreferenceBatch":
+        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+# Checks. Shapes and knobs are always checked. Looking at values makes an accelerator wait, so that is done on the CPU,
+# and elsewhere only on request.
+
+_strict = False
+
+
+@contextlib.contextmanager
+def strict() -> Iterator[None]:
+    """Inside this context values are checked on accelerators too, at the price of a synchronisation per check."""
+    global _strict
+    before, _strict = _strict, True
+    try:
+        yield
+    finally:
+        _strict = before
+
+
+def looks_at_values(x: Tensor) -> bool:
+    return x.device.type == "cpu" or _strict
+
+
+def check_shapes(**tensors: Tensor) -> None:
+    """All tensors have the shape of the first. Nothing in the library broadcasts silently."""
+    (first, expected), *others = tensors.items()
+    for name, x in others:
+        if x.shape != expected.shape:
+            raise ValueError(f"{name}: wanted shape {tuple(expected.shape)} like {first}, got {tuple(x.shape)}")
+
+
+def check_dims(dims: int, **tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        if x.dim() != dims:
+            raise ValueError(f"{name}: wanted {dims} dimension{'s' * (dims != 1)}, got shape {tuple(x.shape)}")
+
+
+def check_rows(rows_of: Tensor, **tensors: Tensor) -> None:
+    """Each tensor holds one number for each row of `rows_of`."""
+    for name, x in tensors.items():
+        if x.shape != rows_of.shape[:1]:
+            raise ValueError(f"{name}: wanted one number a row, shape ({rows_of.shape[0]},), got {tuple(x.shape)}")
+
+
+def check_mask(mask: Tensor, name: str = "mask") -> None:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name}: wanted a torch.bool tensor (True = counts), got {mask.dtype}")
+    if looks_at_values(mask) and not mask.any():
+        raise ValueError(f"{name}: nothing is counted, every entry is False (shape {tuple(mask.shape)})")
+
+
+def check_finite(mask: Tensor | None = None, **tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        if looks_at_values(x):
+            bad = ~x.isfinite() if mask is None else ~x.isfinite() & mask
+            if bad.any():
+                where = tuple(bad.nonzero()[0].tolist())
+                at = f" at {where[0] if len(where) == 1 else where}" if where else ""
+                raise ValueError(f"{name}: wanted finite numbers, got {x[where].item()}{at} ({int(bad.sum())} in all)")
+
+
+def check_knob(
+    name: str, value: float, low: float = -math.inf, high: float = math.inf, *, open_low=False, open_high=False
+) -> None:
+    """`value` lies in [low, high]; `open_low` and `open_high` leave that end out."""
+    below = value <= low if open_low else value < low
+    above = value >= high if open_high else value > high
+    if not math.isfinite(value) or below or above:
+        interval = f"{'(' if open_low or low == -math.inf else '['}{low}, {high}{')' if open_high or high == math.inf else ']'}"
+        raise ValueError(f"{name}: wanted a finite number in {interval}, got {value}")
+
+
+def upcast(x: Tensor) -> Tensor:
+    """bfloat16, half and integers compute in float32; float64 stays float64."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

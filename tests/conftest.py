@@ -1,0 +1,20 @@
+"""Every test runs with the shapes of minirl enforced: jaxtyping reads the annotations, beartype checks them."""
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import settings
+
+jaxtyping.install_import_hook("minirl", "shape_checker.check")  # has to come before anything imports minirl
+
+torch.set_num_threads(1)  # the tensors are tiny, and the number of threads changes the last bit
+settings.register_profile("minirl", derandomize=True, max_examples=25, deadline=None, database=None)
+settings.load_profile("minirl")
+
+
+@pytest.fixture
+def unhooked():
+    """No shape checks, in calls inside the library either: the error is then the one a user meets."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
