@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save
 
+
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in a folder, oldest first."""
     return sorted(path for path in folder.glob("step_*") if path.name[5:].isdigit())

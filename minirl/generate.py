@@ -89,7 +89,6 @@ def inverse_cdf(probs: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> In
     return torch.where(probs.gather(1, tokens[:, None]).squeeze(1) > 0, tokens, probs.argmax(-1))
 
 
-@torch.no_grad()
 def _respond(
     model: Transformer | PolicyWithValue,
     prompts: list[list[int]],
@@ -101,40 +100,40 @@ def _respond(
     policy = model.policy if isinstance(model, PolicyWithValue) else model
     weight = policy.embed.weight
     prompt, starts = _left_padded(policy, prompts, max_new_tokens, eos)
-    width = prompt.shape[1]
-
-    cache = KVCache(policy.config, len(prompts), width + max_new_tokens, weight.device, weight.dtype)
-    logits = policy.head(policy.hidden(prompt, starts=starts, cache=cache)[:, -1])
-    cache, logits = cache.repeat(group_size), logits.repeat_interleave(group_size, 0)
-    prompt, starts = prompt.repeat_interleave(group_size, 0), starts.repeat_interleave(group_size)
-
     fill = torch.tensor(0 if eos is None else eos, device=weight.device)
-    running = torch.ones(len(prompt), dtype=torch.bool, device=weight.device)
-    padding = starts if max(map(len, prompts)) > min(map(len, prompts)) else None
-    columns = []
-    for step in range(max_new_tokens):
-        if step > 0:
-            logits = policy.head(policy.hidden(columns[-1][0][:, None], starts=padding, cache=cache)[:, -1])
-        tokens, logprobs = choose(logits, step)
-        tokens, logprobs = torch.where(running, tokens, fill), logprobs.masked_fill(~running, 0.0)
-        columns.append((tokens, logprobs, running))
-        if eos is not None:
-            running = running & (tokens != eos)
-            # Asking whether all are done makes an accelerator wait, so there it is asked now and then.
-            if (weight.device.type == "cpu" or step % 16 == 15) and not running.any():
-                break
+    columns = []  # of the response: (tokens, logprobs, counted), each (B,)
+
+    # Inference mode is no_grad without the bookkeeping of views, which is a sixth of the time of a small model. What is
+    # computed from these tensors after the block is ordinary again and may meet autograd.
+    with torch.inference_mode():
+        cache = KVCache(policy.config, len(prompts), prompt.shape[1] + max_new_tokens, weight.device, weight.dtype)
+        logits = policy.head(policy.hidden(prompt, starts=starts, cache=cache)[:, -1])
+        cache, logits = cache.repeat(group_size), logits.repeat_interleave(group_size, 0)
+        padding = starts.repeat_interleave(group_size) if len(set(map(len, prompts))) > 1 else None
+        running = torch.ones(len(logits), dtype=torch.bool, device=weight.device)
+        for step in range(max_new_tokens):
+            if step > 0:
+                logits = policy.head(policy.hidden(tokens[:, None], starts=padding, cache=cache)[:, -1])
+            tokens, logprobs = choose(logits, step)
+            tokens = torch.where(running, tokens, fill)
+            columns.append((tokens, logprobs.masked_fill(~running, 0.0), running))
+            if eos is not None:
+                running = running & (tokens != eos)
+                # Asking whether all are done makes an accelerator wait, so there it is asked now and then.
+                if (weight.device.type == "cpu" or step % 16 == 15) and not running.any():
+                    break
 
     response, logprobs, mask = (torch.stack(column, 1) for column in zip(*columns, strict=True))
     length = int(mask.sum(1).max())  # steps taken after the last row had ended are dropped
     response, logprobs, mask = response[:, :length], logprobs[:, :length], mask[:, :length]
     return Rollout(
-        tokens=torch.cat([prompt, response], 1),
+        tokens=torch.cat([prompt.repeat_interleave(group_size, 0), response], 1),
         response=response,
         mask=mask,
         logprobs=logprobs,
         finished=~running,
         prompt_index=torch.arange(len(prompts), device=weight.device).repeat_interleave(group_size),
-        starts=starts,
+        starts=starts.repeat_interleave(group_size),
     )
 
 

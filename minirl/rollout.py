@@ -115,7 +115,9 @@ def lay_out(
 ) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B T"], Int[Tensor, " B"]]:
     """Token lists as (tokens, mask, starts): prompts padded on the left, responses on the right, like a Rollout."""
     if len(prompts) != len(responses) or not prompts:
-        raise ValueError(f"responses: wanted one a prompt, at least one, got {len(responses)} for {len(prompts)} prompts")
+        raise ValueError(
+            f"responses: wanted one a prompt, at least one, got {len(responses)} for {len(prompts)} prompts"
+        )
     before, after = max(map(len, prompts)), max(map(len, responses))
     rows = [
         [0] * (before - len(prompt)) + prompt + response + [0] * (after - len(response))
@@ -174,7 +176,9 @@ def join(rollouts: list[Rollout]) -> Rollout:
             )
         )
         first += int(r.prompt_index.max()) + 1
-    return Rollout(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Rollout)})
+    return Rollout(
+        **{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Rollout)}
+    )
 
 
 def best_of(rollout: Rollout, scores: Float[Tensor, " B"], group_size: int) -> Rollout:

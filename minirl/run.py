@@ -1,9 +1,9 @@
 """A run: metrics as they happen, a progress bar, and checkpoints to come back to.
 
-    OUT/config.json       what was run, with versions and threads
-    OUT/metrics.jsonl     one object a step, "step" first, no clock in it, so that a resumed run writes the same bytes
-    OUT/timings.jsonl     the clock
-    OUT/checkpoints/      see minirl.checkpoint
+OUT/config.json       what was run, with versions and threads
+OUT/metrics.jsonl     one object a step, "step" first, no clock in it, so that a resumed run writes the same bytes
+OUT/timings.jsonl     the clock
+OUT/checkpoints/      see minirl.checkpoint
 """
 
 import json
@@ -75,7 +75,9 @@ class Run:
         config = json.loads(json.dumps(config))
         if path.exists():
             if not self.resume:
-                raise ValueError(f"{self.out}: already holds a run; add --resume to go on with it, or choose another --out")
+                raise ValueError(
+                    f"{self.out}: already holds a run; add --resume to go on with it, or choose another --out"
+                )
             _same_config(path, config)
         write_json(path, config)
 
@@ -112,9 +114,7 @@ class Run:
         """The steps still to do, counted from 1, under a progress bar."""
         self._clock = time.perf_counter()
         todo = range(done + 1, done + 1 if self.stopped.reason else total + 1)
-        bar = tqdm(
-            todo, desc=self.name, initial=done, total=total, disable=not self.progress, leave=False
-        )
+        bar = tqdm(todo, desc=self.name, initial=done, total=total, disable=not self.progress, leave=False)
         self._bar = bar
         step = done
         for step in bar:

@@ -14,7 +14,7 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def random_mask(seed: int, rows: int = 6, length: int = 7, *, empty_row: bool = True) -> Tensor:
-    """Row 0 is full, row 1 has nothing or one entry in the middle, the others random lengths and gaps."""
+    """Row 0 is full, row 1 counts nothing unless told otherwise, the others have random lengths and gaps."""
     generator = torch.Generator().manual_seed(seed)
     positions = torch.arange(length)
     lengths = torch.randint(1, length + 1, (rows, 1), generator=generator)
@@ -51,7 +51,7 @@ def gradient(y: Tensor, x: Tensor) -> Tensor:
 
 
 def equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> bool:
-    """Same shape, same dtype, and no entry further off than the tolerance, absolute for small and relative for large."""
+    """Same shape, same dtype, no entry off by more than the tolerance: absolute for small ones, relative for large."""
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
     return True
 

@@ -262,9 +262,12 @@ ERRORS = {
     "denominator 0": (lambda: masked_sum_over(0), r"denominator: wanted .*\(0, inf\), got 0"),
     "denominator nan": (lambda: masked_sum_over(math.nan), "denominator: wanted .*got nan"),
     "denominator a tensor of 0": (lambda: masked_sum_over(torch.tensor(0)), "denominator: wanted .*got 0"),
-    "a denominator a row": (lambda: masked_sum_over(torch.ones(2)), r"denominator: wanted 0 dimensions, got shape \(2,\)"),
+    "a denominator a row": (
+        lambda: masked_sum_over(torch.ones(2)),
+        r"denominator: wanted 0 dimensions, got shape \(2,\)",
+    ),
     "negative eps": (lambda: masked_whiten(x, mask, eps=-1e-8), "eps: wanted .*got -1e-08"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("call, message", ERRORS.values(), ids=ERRORS)

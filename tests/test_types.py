@@ -60,7 +60,7 @@ def test_the_hook_takes_an_int_for_a_float():
 
 
 def test_the_hook_can_be_taken_off_for_calls_inside_the_library_too(unhooked):
-    with pytest.raises(ValueError, match="mask: wanted a torch.bool"):
+    with pytest.raises(ValueError, match=r"mask: wanted a torch.bool"):
         sequence_mean(torch.zeros(2, 3), torch.ones(2, 3))
 
 
@@ -117,24 +117,36 @@ def test_indexing_preferences_keeps_chosen_and_rejected_together():
 # Checks
 
 ERRORS = {
-    "shapes": (lambda: check_shapes(a=torch.zeros(2, 3), b=torch.zeros(2, 1)), r"b: wanted shape \(2, 3\) like a, got \(2, 1\)"),
+    "shapes": (
+        lambda: check_shapes(a=torch.zeros(2, 3), b=torch.zeros(2, 1)),
+        r"b: wanted shape \(2, 3\) like a, got \(2, 1\)",
+    ),
     "one dimension": (lambda: check_dims(1, a=torch.zeros(2, 3)), r"a: wanted 1 dimension, got shape \(2, 3\)"),
     "two dimensions": (lambda: check_dims(2, a=torch.zeros(2)), r"a: wanted 2 dimensions, got shape \(2,\)"),
-    "rows": (lambda: check_rows(torch.zeros(2, 3), a=torch.zeros(3)), r"a: wanted one number a row, shape \(2,\), got \(3,\)"),
+    "rows": (
+        lambda: check_rows(torch.zeros(2, 3), a=torch.zeros(3)),
+        r"a: wanted one number a row, shape \(2,\), got \(3,\)",
+    ),
     "rows, a table": (lambda: check_rows(torch.zeros(2, 3), a=torch.zeros(2, 3)), r"a: wanted .*\(2,\), got \(2, 3\)"),
     "float mask": (lambda: check_mask(torch.ones(2), "m"), r"m: wanted a torch.bool .*got torch.float32"),
     "int mask": (lambda: check_mask(torch.ones(2, dtype=torch.int64)), r"mask: wanted a torch.bool .*got torch.int64"),
     "all False": (lambda: check_mask(torch.zeros(2, 3, dtype=torch.bool)), r"mask: nothing is counted.*\(2, 3\)"),
-    "nan": (lambda: check_finite(a=torch.tensor([0, math.nan, math.inf])), r"a: wanted finite numbers, got nan at 1 \(2 in all\)"),
+    "nan": (
+        lambda: check_finite(a=torch.tensor([0, math.nan, math.inf])),
+        r"a: wanted finite numbers, got nan at 1 \(2 in all\)",
+    ),
     "inf in a table": (lambda: check_finite(a=torch.tensor([[0, 1], [2, -math.inf]])), r"a: .*got -inf at \(1, 1\)"),
-    "nan, no dimension": (lambda: check_finite(a=torch.tensor(math.nan)), r"a: wanted finite numbers, got nan \(1 in all\)"),
+    "nan, no dimension": (
+        lambda: check_finite(a=torch.tensor(math.nan)),
+        r"a: wanted finite numbers, got nan \(1 in all\)",
+    ),
     "knob below": (lambda: check_knob("k", -0.1, 0, 1), r"k: wanted a finite number in \[0, 1\], got -0.1"),
     "knob above": (lambda: check_knob("k", 1.1, 0, 1), r"k: wanted .*\[0, 1\], got 1.1"),
     "knob at the open low end": (lambda: check_knob("k", 0, 0, 1, open_low=True), r"k: wanted .*\(0, 1\], got 0"),
     "knob at the open high end": (lambda: check_knob("k", 1, 0, 1, open_high=True), r"k: wanted .*\[0, 1\), got 1"),
     "knob nan": (lambda: check_knob("k", math.nan), r"k: wanted .*\(-inf, inf\), got nan"),
     "knob inf": (lambda: check_knob("k", math.inf, 0), r"k: wanted .*\[0, inf\), got inf"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("call, message", ERRORS.values(), ids=ERRORS)

@@ -139,6 +139,7 @@ def grpo_loss(
     terms, ratio, clipped = _clipped_terms(logprobs - old_logprobs.detach(), advantages.unsqueeze(1), low, high)
     stats = {}
     if ref_logprobs is not None:
+        check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs)
         (ref_logprobs,) = _per_token(mask, ref_logprobs=ref_logprobs)
         k3 = kl_k3(logprobs, ref_logprobs.detach())
         stats["kl"] = (blank(k3.detach(), mask).sum(1).sum() / mask.any(1).sum()).detach()

@@ -5,7 +5,12 @@
     score(prompts, responses) -> Tensor (B,)       how good each answer is, float32
     MAX_NEW_TOKENS                                 room for an answer, end token included
 
-and beside these whatever its training needs, such as worked examples. All chance comes from the generator passed in.
+and, where the loops that learn from texts shall run on it,
+
+    pretraining_examples(n, generator) -> (prompts, responses)
+    demonstrations(n, generator) -> (prompts, responses)      for SFT
+
+All chance comes from the generator passed in.
 """
 
 from pathlib import Path

@@ -44,9 +44,9 @@ def worked_answer(prompt: str) -> str:
 def score(prompts: list[str], responses: list[str]) -> Float[Tensor, " B"]:
     """1 where what follows the last colon is the right digit and nothing else, 0 elsewhere."""
     _check_pairs(prompts, responses)
-    right = [":" + answer.rpartition(":")[2] == direct_answer(q) for q, answer in zip(prompts, responses, strict=True)]
-    has_colon = [":" in answer for answer in responses]
-    return torch.tensor([r and c for r, c in zip(right, has_colon, strict=True)], dtype=torch.float32)
+    pairs = zip(prompts, responses, strict=True)
+    right = [":" in answer and answer.rpartition(":")[2] == _running_sums(q)[-1] for q, answer in pairs]
+    return torch.tensor(right, dtype=torch.float32)
 
 
 def is_worked(prompts: list[str], responses: list[str]) -> Float[Tensor, " B"]:
@@ -65,6 +65,16 @@ def examples(
     worked = torch.rand(n, generator=generator, device=generator.device) < worked_share
     pairs = zip(questions, worked.tolist(), strict=True)
     return questions, [worked_answer(q) if w else direct_answer(q) for q, w in pairs]
+
+
+def pretraining_examples(n: int, generator: torch.Generator) -> tuple[list[str], list[str]]:
+    """Mostly worked answers: the skill is learned here."""
+    return examples(n, generator, worked_share=0.8)
+
+
+def demonstrations(n: int, generator: torch.Generator) -> tuple[list[str], list[str]]:
+    """Mostly direct answers: SFT on these gives the model a bad habit, for reinforcement learning to break."""
+    return examples(n, generator, worked_share=0.15)
 
 
 def _running_sums(prompt: str) -> str:

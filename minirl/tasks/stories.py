@@ -11,9 +11,8 @@ it only through noisy comparisons (`label`); a lesson plots it to show what a le
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
-from functools import cache, lru_cache
-from itertools import chain
+from functools import cache
+from itertools import chain, pairwise, product
 
 import torch
 
@@ -22,15 +21,15 @@ from minirl.types import Bool, Float, Tensor, check_dims, check_finite, check_kn
 
 MAX_NEW_TOKENS = 40  # the longest story takes 38, and the end token
 
-# {slots} are filled freely; {HE} and {HIM} depend on the hero.
+# {slots} are filled freely, though never with one word twice in a sentence; HE and HIM depend on the hero.
 OPENING = "One {time} {hero} {went} to the {place}."
 SENTENCES = (
-    "{HE} met a {nature} {animal}.",
-    "{HE} found a {look} {thing} there.",
+    "HE met a {nature} {animal}.",
+    "HE found a {look} {thing} there.",
     "The place was {scene} and {scene}.",
-    "{HE} felt {feeling} all day.",
-    "A {nature} {animal} {deed} at {HIM}.",
-    "{HE} {played} with the {animal} all day.",
+    "HE felt {feeling} all day.",
+    "A {nature} {animal} {deed} at HIM.",
+    "HE {played} with the {animal} all day.",
 )
 PRONOUNS = {"Tom": ("He", "him"), "Ben": ("He", "him"), "Max": ("He", "him")}
 PRONOUNS |= {"Anna": ("She", "her"), "Lily": ("She", "her"), "Mia": ("She", "her")}
@@ -55,20 +54,25 @@ SLOTS = {slot: " ".join(words).split() for slot, words in TELLING.items()} | {
     "animal": ["fox", "bear", "duck", "rabbit", "frog"],
     "thing": ["kite", "bell", "book", "hat", "stone"],
 }
-SENTENCE_COUNTS = [2, 2, 2, 3, 3, 3, 3, 4, 4, 5]  # how long a story gets: the author picks one of these ten
+SENTENCE_COUNTS = [2, 2, 3, 3, 3, 3, 3, 4, 4, 5]  # the author picks one of these ten
+
+# How sure the labeller is of a difference in gold. At 1.25 the better of two stories wins about seven times in ten.
+LABEL_TEMPERATURE = 1.25
 
 
 @cache
 def tokenizer() -> Tokenizer:
     """One token a word. `<end>` ends a story."""
-    fixed = _tokens(re.sub(r"{\w+}", "", " ".join([OPENING, *SENTENCES])))  # what is left without the slots
+    fixed = _tokens(re.sub(r"{\w+}|HE|HIM", "", " ".join([OPENING, *SENTENCES])))
     return word_tokenizer(dict.fromkeys(chain(fixed, *PRONOUNS.values(), *SLOTS.values())), eos="<end>")
 
 
 def prompts(n: int, generator: torch.Generator) -> list[str]:
     """n first sentences of 8 tokens, uniform over all there are."""
     check_knob("n", n, 0)
-    return [_fill(OPENING, iter(row)) for row in _uniform(n, 4, generator)]
+    openings = _fillings(OPENING)
+    picked = torch.randint(len(openings), (n,), generator=generator, device=generator.device)
+    return [openings[i] for i in picked.tolist()]
 
 
 def tell(prompts: list[str], generator: torch.Generator) -> list[str]:
@@ -78,16 +82,23 @@ def tell(prompts: list[str], generator: torch.Generator) -> list[str]:
         raise ValueError(
             f"prompts: wanted first sentences such as prompts() gives, got {prompts[heroes.index(None)]!r}"
         )
-    rows = _uniform(
-        len(prompts), 1 + 5 * 4, generator
-    )  # how many sentences; for each a pattern and at most three words
-    return [_tell(hero, row) for hero, row in zip(heroes, rows, strict=True)]
+    # One uniform number decides how many sentences, then two for each: its pattern and its words.
+    rows = torch.rand(len(prompts), 1 + 2 * max(SENTENCE_COUNTS), generator=generator, device=generator.device)
+    return [_story(hero, row) for hero, row in zip(heroes, rows.tolist(), strict=True)]
 
 
 def stories(n: int, generator: torch.Generator) -> tuple[list[str], list[str]]:
     """n prompts and the author's responses to them."""
     openings = prompts(n, generator)
     return openings, tell(openings, generator)
+
+
+demonstrations = stories  # what SFT learns from
+
+
+def pretraining_examples(n: int, generator: torch.Generator) -> tuple[list[str], list[str]]:
+    """Loose talk to learn the language from: each opening is followed by a story about somebody else."""
+    return prompts(n, generator), tell(prompts(n, generator), generator)
 
 
 def gold(prompts: list[str], responses: list[str]) -> Float[Tensor, " B"]:
@@ -109,17 +120,18 @@ score = gold  # the name that every task has
 
 
 def label(gold_a: Float[Tensor, " N"], gold_b: Float[Tensor, " N"], generator: torch.Generator) -> Bool[Tensor, " N"]:
-    """True where the labeller prefers a: with probability sigmoid(gold_a - gold_b) (Bradley and Terry 1952)."""
+    """True where the labeller prefers a: with probability sigmoid((gold_a - gold_b) / LABEL_TEMPERATURE), the model of
+    Bradley and Terry (1952)."""
     check_dims(1, gold_a=gold_a)
     check_shapes(gold_a=gold_a, gold_b=gold_b)
     check_finite(gold_a=gold_a, gold_b=gold_b)
     chance = torch.rand(len(gold_a), generator=generator, device=generator.device)
-    return chance.to(gold_a.device) < torch.sigmoid(gold_a - gold_b)
+    return chance.to(gold_a.device) < torch.sigmoid((gold_a - gold_b) / LABEL_TEMPERATURE)
 
 
 def parses(text: str) -> bool:
-    """Whether a whole story, prompt and response, keeps to the grammar: an opening, then complete sentences, any number of
-    them, that call its hero by the right pronoun."""
+    """Whether a whole story, prompt and response, keeps to the grammar: an opening, then complete sentences, however
+    many, that call its hero by the right pronoun."""
     opening, stop, rest = text.partition(".")
     hero = _hero(opening + stop)
     return hero is not None and None not in _read(rest, hero)
@@ -129,15 +141,12 @@ def author_logprob(prompt: str, response: str) -> float:
     """log p(response and end | prompt) under the author, in nats; -inf for what he never writes."""
     hero = _hero(prompt)
     told = _read(response, hero) if hero else []
-    if None in told or len(told) not in SENTENCE_COUNTS:
+    if None in told or len(told) not in SENTENCE_COUNTS or any(a == b for a, b in pairwise(told)):
         return -math.inf
-    logprob, before = math.log(SENTENCE_COUNTS.count(len(told)) / len(SENTENCE_COUNTS)), None
-    for pattern, words in told:
-        if pattern == before or len(set(words)) < len(words):
-            return -math.inf
-        logprob -= math.log(len(SENTENCES) - (before is not None)) + _slot_entropy(pattern)
-        before = pattern
-    return logprob
+    counts = math.log(SENTENCE_COUNTS.count(len(told)) / len(SENTENCE_COUNTS))
+    patterns = math.log(len(SENTENCES)) + (len(told) - 1) * math.log(len(SENTENCES) - 1)
+    words = sum(math.log(len(_sentences(hero)[pattern])) for pattern in told)
+    return counts - patterns - words
 
 
 def entropy_per_token() -> float:
@@ -147,106 +156,83 @@ def entropy_per_token() -> float:
     It is the expected nats of a story over its expected tokens. Each sentence, taken alone, has a uniform pattern: the
     first is drawn so, and the next is uniform over the others.
     """
-    sentences = sum(SENTENCE_COUNTS) / len(SENTENCE_COUNTS)
+    length = sum(SENTENCE_COUNTS) / len(SENTENCE_COUNTS)
     shares = [n / len(SENTENCE_COUNTS) for n in Counter(SENTENCE_COUNTS).values()]
-    count_entropy = -sum(share * math.log(share) for share in shares)
-    pattern_entropy = math.log(len(SENTENCES)) + (sentences - 1) * math.log(len(SENTENCES) - 1)
-    word_entropy = sentences * sum(map(_slot_entropy, SENTENCES)) / len(SENTENCES)
-    tokens = sentences * sum(len(_parts(pattern)) for pattern in SENTENCES) / len(SENTENCES) + 1
-    return (count_entropy + pattern_entropy + word_entropy) / tokens
+    counts = -sum(share * math.log(share) for share in shares)
+    patterns = math.log(len(SENTENCES)) + (length - 1) * math.log(len(SENTENCES) - 1)
+    ways = _sentences("Tom")  # as many for every hero
+    words = length * sum(math.log(len(way)) for way in ways) / len(ways)
+    tokens = length * sum(len(_tokens(way[0])) for way in ways) / len(ways) + 1
+    return (counts + patterns + words) / tokens
 
 
-# Writing. A row of uniform numbers decides a text, so that one draw of the generator serves a batch.
+@cache
+def _fillings(pattern: str) -> list[str]:
+    """The pattern with its slots filled in every way, no word twice."""
+    choices = [SLOTS[slot] for slot in re.findall(r"{(\w+)}", pattern)]
+    blanks = re.sub(r"{\w+}", "{}", pattern)
+    return [blanks.format(*words) for words in product(*choices) if len(set(words)) == len(words)]
 
 
-def _uniform(n: int, k: int, generator: torch.Generator) -> list[list[float]]:
-    return torch.rand(n, k, generator=generator, device=generator.device).tolist()
-
-
-def _pick(options: list[str], chance: Iterator[float]) -> str:
-    return options[int(next(chance) * len(options))]
-
-
-def _tell(hero: str, row: list[float]) -> str:
-    count = SENTENCE_COUNTS[int(row[0] * len(SENTENCE_COUNTS))]
-    story, before = [], None
-    for i in range(count):
-        chance = iter(row[1 + 4 * i :])
-        before = _pick([pattern for pattern in SENTENCES if pattern != before], chance)
-        story.append(_with_hero(_fill(before, chance), hero))
-    return " ".join(story)
-
-
-def _fill(pattern: str, chance: Iterator[float]) -> str:
-    """Each slot of the pattern filled uniformly, with no word twice."""
-    words = []
-    for slot in _slots(pattern):
-        words.append(_pick([word for word in SLOTS[slot] if word not in words], chance))
-    words = iter(words)
-    return re.sub(r"{[a-z]+}", lambda _: next(words), pattern)
-
-
-def _slots(pattern: str) -> list[str]:
-    return re.findall(r"{([a-z]+)}", pattern)
-
-
-def _slot_entropy(pattern: str) -> float:
-    """Nats in the words of one sentence: a slot met again has one word less to choose from."""
-    slots = _slots(pattern)
-    return sum(math.log(len(SLOTS[slot]) - slots[:i].count(slot)) for i, slot in enumerate(slots))
-
-
-def _with_hero(pattern: str, hero: str) -> str:
+@cache
+def _sentences(hero: str) -> list[list[str]]:
+    """Every sentence about the hero, by pattern. There are some 400: the grammar is finite, only stories are many."""
     he, him = PRONOUNS[hero]
-    return pattern.replace("{HE}", he).replace("{HIM}", him)
+    return [_fillings(pattern.replace("HE", he).replace("HIM", him)) for pattern in SENTENCES]
 
 
-# Reading.
+@cache
+def _pattern_of(hero: str) -> dict[str, int]:
+    return {sentence: i for i, sentences in enumerate(_sentences(hero)) for sentence in sentences}
+
+
+@cache
+def _hero_of() -> dict[str, str]:
+    return {opening: opening.split()[2] for opening in _fillings(OPENING)}
+
+
+def _hero(prompt: str) -> str | None:
+    return _hero_of().get(_plain(prompt))
+
+
+def _pick(options: list, chance: float):
+    return options[int(chance * len(options))]
+
+
+def _story(hero: str, chances: list[float]) -> str:
+    told, before = [], None
+    for i in range(_pick(SENTENCE_COUNTS, chances[0])):
+        before = _pick([pattern for pattern in range(len(SENTENCES)) if pattern != before], chances[1 + 2 * i])
+        told.append(_pick(_sentences(hero)[before], chances[2 + 2 * i]))
+    return " ".join(told)
 
 
 def _tokens(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text)
 
 
-def _parts(pattern: str) -> list[str]:
-    """What becomes one token each: words, slots, the full stop."""
-    return re.findall(r"\w+|{\w+}|[.]", pattern)
+def _plain(text: str) -> str:
+    """The text as the author spaces it, however it was spaced."""
+    return " ".join(_tokens(text)).replace(" .", ".")
 
 
-@cache
-def _expression(pattern: str) -> re.Pattern:
-    """The pattern as a regular expression over tokens parted by single spaces; its groups are the slots."""
-    spaced = " ".join(_parts(pattern)).replace(".", "[.]")
-    return re.compile(re.sub(r"{([a-z]+)}", lambda slot: f"({'|'.join(SLOTS[slot[1]])})", spaced))
-
-
-def _hero(prompt: str) -> str | None:
-    match = _expression(OPENING).fullmatch(" ".join(_tokens(prompt)))
-    return match[2] if match else None
-
-
-@lru_cache(10_000)
-def _read_sentence(sentence: str, hero: str) -> tuple[str, tuple[str, ...]] | None:
-    """(its pattern, the words in its slots), or None where it is not one of the author's sentences."""
-    matches = ((pattern, _expression(_with_hero(pattern, hero)).fullmatch(sentence)) for pattern in SENTENCES)
-    return next(((pattern, match.groups()) for pattern, match in matches if match), None)
-
-
-def _read(response: str, hero: str) -> list[tuple[str, tuple[str, ...]] | None]:
-    """Cut after each full stop, each piece read; what follows the last full stop is a piece too."""
-    pieces = re.findall(r"[^.]+[.]?|[.]", " ".join(_tokens(response)))
-    return [_read_sentence(piece.strip(), hero) for piece in pieces]
+def _read(response: str, hero: str) -> list[int | None]:
+    """The response cut after each full stop: the pattern of each piece, None where it is no sentence about the hero.
+    What follows the last full stop is a piece too."""
+    pieces = re.findall(r"[^.]+[.]?|[.]", _plain(response))
+    return [_pattern_of(hero).get(piece.strip()) for piece in pieces]
 
 
 def _gold(prompt: str, response: str) -> float:
     words, hero = _tokens(response), _hero(prompt)
     telling = [word for word in words if word in _TELLING_WORDS]
     told = _read(response, hero) if hero else [None]
-    return (
-        0.6 * min(len(POSITIVE & set(telling)), 4)
-        - 0.6 * sum(word in NEGATIVE for word in telling)
-        - 0.8 * (len(telling) - len(set(telling)))
-        - 1.0 * (None in told)
-        - 0.6 * max(0, 3 - sum(piece is not None for piece in told))
-        - 0.1 * max(0, len(words) - 24)
+    tenths = (  # whole numbers, so that stories of equal worth tie exactly
+        6 * min(len(POSITIVE & set(telling)), 4)
+        - 6 * sum(word in NEGATIVE for word in telling)
+        - 8 * (len(telling) - len(set(telling)))
+        - 10 * (None in told)
+        - 6 * max(0, 3 - sum(piece is not None for piece in told))
+        - 1 * max(0, len(words) - 24)
     )
+    return tenths / 10

@@ -2,6 +2,7 @@
 
     row               advantage             ratio and clip        aggregation         KL           groups
     GRPO              (r - mean) / std      token, clipped        sequence mean       k3 in loss   all
+    GRPO_KL_IN_REWARD (r - mean) / std      token, clipped        sequence mean       in reward    all
     DR_GRPO           r - mean              token, clipped        / fixed length      k3 in loss   all
     DAPO              (r - mean) / std      token, clip-higher    token mean          none         alive
     GSPO              (r - mean) / std      sequence, clipped     mean of sequences   k3 in loss   all
@@ -15,7 +16,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,7 +40,9 @@ class CriticFree:
     surrogate: Callable[..., tuple[Tensor, Stats]]  # (logprobs, old_logprobs, advantages, mask, config, reduce)
     reduce: Callable[[object], Reducer]  # config -> reducer
     charge: Callable[[Tensor, Tensor, Tensor, float], Tensor]  # (scores, kl (B, T), mask, kl_coef) -> scores (B,)
-    penalty: Callable[[Tensor, Tensor, Tensor], Tensor] | None  # (logprobs, ref_logprobs, mask) -> (B, T), weighed by kl_coef
+    penalty: (
+        Callable[[Tensor, Tensor, Tensor], Tensor] | None
+    )  # (logprobs, ref_logprobs, mask) -> (B, T), weighed by kl_coef
     keep: Callable[[Tensor], Tensor]  # scores (groups, group_size) -> Bool (groups,): which groups are trained on
     counted: Callable[[Rollout], Tensor]  # rollout -> Bool (B, T): which tokens are trained on
 
@@ -166,6 +169,7 @@ GRPO = CriticFree(
     keep=every_group,
     counted=every_token,
 )
+GRPO_KL_IN_REWARD = replace(GRPO, charge=charged, penalty=None)
 DR_GRPO = CriticFree(
     advantages=group_centered_advantages,
     surrogate=token_ratio,

@@ -49,9 +49,7 @@ class PairLoss:
 DPO = PairLoss(sequence_logprobs, lambda c, r, rc, rr, config: dpo_loss(c, r, rc, rr, beta=config.beta))
 CDPO = PairLoss(
     sequence_logprobs,
-    lambda c, r, rc, rr, config: dpo_loss(
-        c, r, rc, rr, beta=config.beta, label_smoothing=config.label_smoothing
-    ),
+    lambda c, r, rc, rr, config: dpo_loss(c, r, rc, rr, beta=config.beta, label_smoothing=config.label_smoothing),
 )
 ROBUST = PairLoss(
     sequence_logprobs,
@@ -60,9 +58,7 @@ ROBUST = PairLoss(
     ),
 )
 IPO = PairLoss(average_logprobs, lambda c, r, rc, rr, config: ipo_loss(c, r, rc, rr, beta=config.beta))
-SIMPO = PairLoss(
-    average_logprobs, lambda c, r, rc, rr, config: simpo_loss(c, r, beta=config.beta, gamma=config.gamma)
-)
+SIMPO = PairLoss(average_logprobs, lambda c, r, rc, rr, config: simpo_loss(c, r, beta=config.beta, gamma=config.gamma))
 ORPO = PairLoss(average_logprobs, lambda c, r, rc, rr, config: orpo_loss(c, r, lam=config.lam))
 
 

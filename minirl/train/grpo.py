@@ -54,8 +54,12 @@ def train(
     run: Run | None = None,
     *,
     row: CriticFree = GRPO,
+    watch: Scorer | None = None,
 ) -> Transformer:
-    """Raise the probability of answers that score above their group. `ref` may be None if kl_coef is 0 and max_kl is None."""
+    """Raise the probability of answers that score above their group. `ref` may be None if kl_coef is 0 and max_kl is None.
+
+    `watch` is a score that is recorded as gold_mean and never trained on.
+    """
     run = run or Run()
     if ref is None and (config.kl_coef > 0 or config.max_kl is not None):
         raise ValueError(f"ref: wanted a model since kl_coef = {config.kl_coef}, max_kl = {config.max_kl}, got None")
@@ -66,7 +70,7 @@ def train(
         lr = warmed_up(step, config.lr, config.warmup)
 
         # 1. and 2. roll out and score, again while the row asks for other groups
-        rollout, scores, dead = sample_groups(policy, tokenizer, prompts, score, config, row, generator)
+        texts, rollout, scores, dead = sample_groups(policy, tokenizer, prompts, score, config, row, generator)
         response, length = rollout.response, rollout.response.shape[1]
         mask = row.counted(rollout)
         old_logprobs = rollout.logprobs
@@ -86,9 +90,7 @@ def train(
         for _ in range(config.epochs):
             for rows in torch.randperm(len(rollout), generator=generator).split(config.minibatch):
                 part = rollout[rows]
-                logits = response_logits(
-                    policy, part.tokens, part.starts, length, temperature=config.temperature
-                )
+                logits = response_logits(policy, part.tokens, part.starts, length, temperature=config.temperature)
                 logprobs = token_logprobs(logits, part.response)
                 reduce = row.reduce(config)
                 loss, stats = row.surrogate(logprobs, old_logprobs[rows], advantages[rows], mask[rows], config, reduce)
@@ -111,7 +113,8 @@ def train(
                 "length_mean": rollout.mask.sum(1).float().mean(),
                 "finished": rollout.finished.float().mean(),
             }
-            | ({} if ref is None else {"kl": sequence_kl}),
+            | ({} if ref is None else {"kl": sequence_kl})
+            | ({} if watch is None else {"gold_mean": watch(texts, rollout).mean()}),
         )
         if config.max_kl is not None and sequence_kl > config.max_kl:
             run.stop(f"KL {sequence_kl:.2f} is above max_kl = {config.max_kl}")
@@ -126,13 +129,13 @@ def sample_groups(
     config: GRPOConfig,
     row: CriticFree,
     generator: torch.Generator,
-) -> tuple[Rollout, Tensor, Tensor]:
-    """config.prompts groups of answers that the row keeps, their scores, and the share of dead groups among all sampled.
+) -> tuple[list[str], Rollout, Tensor, Tensor]:
+    """config.prompts groups of answers that the row keeps: prompts, rollout, scores, and the share of dead groups among all sampled.
 
     Sampling is repeated for the groups that are missing, at most config.resample times; a smaller batch is then trained
     on, and ValueError is raised if there is none at all.
     """
-    kept, kept_scores, sampled, dead = [], [], 0, 0
+    kept_texts, kept, kept_scores, sampled, dead = [], [], [], 0, 0
     for _ in range(1 + config.resample):
         missing = config.prompts - sum(len(scores) for scores in kept_scores) // config.group_size
         texts, rollout = roll_out(
@@ -151,6 +154,7 @@ def sample_groups(
         sampled, dead = sampled + missing, dead + (groups == groups[:, :1]).all(1).sum()
         if keep.any():
             rows = keep.repeat_interleave(config.group_size)
+            kept_texts += [text for text, keeps in zip(texts, rows.tolist(), strict=True) if keeps]
             kept.append(rollout[rows])
             kept_scores.append(scores[rows])
         if sum(len(scores) for scores in kept_scores) == config.prompts * config.group_size:
@@ -160,4 +164,4 @@ def sample_groups(
             f"prompts: {sampled} groups in a row were dead (all scores equal), so there is nothing to learn from: "
             f"the task is too hard or too easy for this policy, or group_size = {config.group_size} is too small"
         )
-    return join(kept), torch.cat(kept_scores), dead / sampled
+    return kept_texts, join(kept), torch.cat(kept_scores), dead / sampled

@@ -31,9 +31,7 @@ def warmed_up_then_cosine(step: int, lr: float, warmup: int, steps: int) -> floa
     return lr * (0.55 + 0.45 * math.cos(math.pi * progress))
 
 
-def update(
-    optimizer: torch.optim.Optimizer, loss: Tensor, *, step: int, lr: float, max_grad_norm: float
-) -> Stats:
+def update(optimizer: torch.optim.Optimizer, loss: Tensor, *, step: int, lr: float, max_grad_norm: float) -> Stats:
     """One optimiser step on `loss`. NonFiniteError, before anything changes, if the loss or the gradient is not finite."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad()

@@ -10,7 +10,7 @@ from minirl.logprobs import entropy, token_logprobs
 from minirl.losses.policy import ppo_clip_loss, value_clip_loss
 from minirl.masking import blank, masked_mean, masked_whiten
 from minirl.model import PolicyWithValue, Transformer
-from minirl.rewards import kl_shaped_rewards
+from minirl.rewards import kl_shaped_rewards, missing_eos_penalty
 from minirl.rollout import Prompts, Scorer, response_logits, response_logits_and_values, roll_out
 from minirl.run import Run
 from minirl.tokenizer import Tokenizer
@@ -35,6 +35,8 @@ class PPOConfig:
     value_clip_eps: float = 0.5
     value_coef: float = 0.5
     entropy_coef: float = 0.0
+    missing_eos_penalty: float = 0.0  # taken off the score of a response that never ended
+    max_kl: float | None = None  # stop the run above this many nats from the reference
     lr: float = 3e-4
     warmup: int = 5
     max_grad_norm: float = 1.0
@@ -53,8 +55,13 @@ def train(
     score: Scorer,
     config: PPOConfig,
     run: Run | None = None,
+    *,
+    watch: Scorer | None = None,
 ) -> PolicyWithValue:
-    """Maximise E[score - kl_coef * KL(policy || ref)]. `ref` is the frozen model the policy is kept close to."""
+    """Maximise E[score - kl_coef * KL(policy || ref)]. `ref` is the frozen model the policy is kept close to.
+
+    `watch` is a score that is recorded as gold_mean and never trained on.
+    """
     run = run or Run()
     optimizer = adamw(model)
     generator = torch.Generator().manual_seed(config.seed)
@@ -75,7 +82,7 @@ def train(
         response, mask, length = rollout.response, rollout.mask, rollout.response.shape[1]
 
         # 2. score: one number a response, on its last token; KL to the reference on every token
-        scores = score(texts, rollout)
+        scores = missing_eos_penalty(score(texts, rollout), rollout.finished, penalty=config.missing_eos_penalty)
         with torch.no_grad():
             logits, values = response_logits_and_values(
                 model, rollout.tokens, rollout.starts, length, temperature=config.temperature
@@ -125,8 +132,11 @@ def train(
                 "length_mean": mask.sum(1).float().mean(),
                 "finished": rollout.finished.float().mean(),
             }
+            | ({} if watch is None else {"gold_mean": watch(texts, rollout).mean()})
             | stats
             | update_stats
             | {"loss": loss.detach()},
         )
+        if config.max_kl is not None and sequence_kl > config.max_kl:
+            run.stop(f"KL {sequence_kl:.2f} is above max_kl = {config.max_kl}")
     return model

@@ -23,9 +23,7 @@ class RewardModelConfig:
     seed: int = 0
 
 
-def train(
-    model: RewardModel, data: PreferenceBatch, config: RewardModelConfig, run: Run | None = None
-) -> RewardModel:
+def train(model: RewardModel, data: PreferenceBatch, config: RewardModelConfig, run: Run | None = None) -> RewardModel:
     """Minimise the Bradley-Terry loss over the pairs, in an order that is new in every epoch."""
     run = run or Run()
     optimizer = adamw(model, weight_decay=config.weight_decay)

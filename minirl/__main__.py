@@ -1,0 +1,148 @@
+"""The command line: `python -m minirl`, `python -m minirl train NAME`, `python -m minirl generate FOLDER`."""
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    import torch
+
+    torch.set_num_threads(args.threads)
+    try:
+        return args.command(args)
+    except KeyboardInterrupt:
+        print("\nminirl: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, ArithmeticError, OSError) as error:
+        if args.traceback:
+            raise
+        print(f"minirl: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--seed", type=int, default=0, help="same seed, same machine: the same numbers, bit for bit (0)")
+    common.add_argument("--device", default="cpu", help="cpu, cuda or mps (cpu)")
+    common.add_argument("--threads", type=int, default=2, help="CPU threads; results depend on their number (2)")
+    common.add_argument("--traceback", action="store_true", help="on an error, show where it came from")
+
+    parser = argparse.ArgumentParser(
+        prog="python -m minirl",
+        description="Reinforcement learning for language models, from random weights to aligned.\n\n"
+        "Without a command: the whole road in both worlds, in a few minutes on two CPU cores.",
+        parents=[common],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  python -m minirl                                             the whole road, with a report\n"
+        "  python -m minirl --quick                                     the same road in a few steps, to see that it runs\n"
+        "  python -m minirl train grpo --task digit_sum --out runs/g    one loop\n"
+        "  python -m minirl train ppo --help                            all knobs of a loop\n",
+    )
+    parser.add_argument("--out", type=Path, help="folder to write to (the first free one of runs/road, runs/road_2, ...)")
+    parser.add_argument("--quick", action="store_true", help="every stage for a few steps: shows that it runs, not that it learns")
+    parser.set_defaults(command=run_road)
+
+    commands = parser.add_subparsers(title="commands", metavar="{train,generate}")
+    train = commands.add_parser("train", help="run one training loop", description="Run one training loop.")
+    loops = train.add_subparsers(title="loops", metavar="NAME", required=True, dest="name")
+    from minirl.launch import LOOPS
+
+    for name, loop in LOOPS.items():
+        add_loop(loops.add_parser(name, help=loop.about, description=f"{name}: {loop.about}.", parents=[common]), loop)
+
+    generate = commands.add_parser("generate", help="let a saved model write", parents=[common])
+    generate.add_argument("model", metavar="FOLDER", help="a model in the Hugging Face layout, such as OUT/final")
+    generate.add_argument("--prompt", action="append", help="text to continue; may be given several times")
+    generate.add_argument("-n", type=int, default=3, help="responses to each prompt (3)")
+    generate.add_argument("--max-new-tokens", type=int, default=40)
+    generate.add_argument("--temperature", type=float, default=1.0)
+    generate.add_argument("--top-p", type=float, default=1.0)
+    generate.set_defaults(command=run_generate)
+    return parser
+
+
+def add_loop(parser: argparse.ArgumentParser, loop) -> None:
+    parser.add_argument("--task", default="stories", help="stories, digit_sum, or a .jsonl file of prompts (stories)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for config, metrics, checkpoints and the model")
+    parser.add_argument("--model", help="start from this folder in the Hugging Face layout (the task's stored weights)")
+    parser.add_argument("--reward", help="rule.py:function or a reward model's folder (what the task is paid with)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--checkpoint-every", type=int, default=10, metavar="STEPS", help="(10)")
+    knobs = parser.add_argument_group("knobs", "Without one, the setting that was found for the task.")
+    for field in fields(loop.config):
+        if field.name != "seed":
+            knobs.add_argument(f"--{field.name.replace('_', '-')}", type=number(field.type), metavar="N")
+    parser.set_defaults(command=run_train)
+
+
+def number(kind) -> type:
+    """int or float: what a knob of this type reads."""
+    return int if kind is int else float
+
+
+def run_road(args) -> int:
+    from minirl import road
+
+    out = args.out or road.fresh_folder(Path("runs"))
+    results = road.walk(out, seed=args.seed, device=args.device, quick=args.quick)
+    print(road.summary(results))
+    try:
+        from minirl import show
+    except ImportError:
+        print("\nInstall matplotlib to get the figure as well.")
+    else:
+        print(f"\nFigure: {show.save_road(results, out)}")
+    print("Next: notebooks/00_start_here.ipynb walks the same road in one page.")
+    return 0
+
+
+def run_train(args) -> int:
+    from minirl.launch import LOOPS, train
+
+    given = {field.name: getattr(args, field.name) for field in fields(LOOPS[args.name].config) if field.name != "seed"}
+    final = train(
+        args.name,
+        task=args.task,
+        out=args.out,
+        model=args.model,
+        reward=args.reward,
+        seed=args.seed,
+        device=args.device,
+        resume=args.resume,
+        checkpoint_every=args.checkpoint_every,
+        knobs={name: value for name, value in given.items() if value is not None},
+    )
+    print(f"Model: {final}\nMetrics: {args.out / 'metrics.jsonl'}")
+    return 0
+
+
+def run_generate(args) -> int:
+    import torch
+
+    from minirl.generate import generate
+    from minirl.pretrained import load_pretrained
+    from minirl.rollout import responses_text
+
+    model, tokenizer = load_pretrained(args.model)
+    prompts = args.prompt or ["Once upon a time"]
+    rollout = generate(
+        model.to(args.device),
+        [tokenizer.encode(prompt) for prompt in prompts],
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        group_size=args.n,
+        eos=tokenizer.eos_id,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+    for index, text in zip(rollout.prompt_index.tolist(), responses_text(rollout, tokenizer), strict=True):
+        print(f"{prompts[index]} | {text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
