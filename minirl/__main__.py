@@ -10,11 +10,15 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     import torch
 
-    torch.set_num_threads(args.threads)
     try:
+        if args.threads < 1:
+            raise ValueError(f"--threads: wanted at least 1, got {args.threads}")
+        torch.set_num_threads(args.threads)
+        check_device(args.device)
         return args.command(args)
     except KeyboardInterrupt:
-        print("\nminirl: interrupted", file=sys.stderr)
+        hint = "; the same command with --resume goes on from the last checkpoint" if hasattr(args, "resume") else ""
+        print(f"\nminirl: interrupted{hint}", file=sys.stderr)
         return 130
     except (ValueError, ArithmeticError, OSError) as error:
         if args.traceback:
@@ -63,6 +67,16 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-p", type=float, default=1.0)
     generate.set_defaults(command=run_generate)
     return parser
+
+
+def check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device: {name!r} cannot be used here ({reason})") from None
 
 
 def add_loop(parser: argparse.ArgumentParser, loop) -> None:

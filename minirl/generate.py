@@ -119,8 +119,7 @@ def _respond(
             columns.append((tokens, logprobs.masked_fill(~running, 0.0), running))
             if eos is not None:
                 running = running & (tokens != eos)
-                # Asking whether all are done makes an accelerator wait, so there it is asked now and then.
-                if (weight.device.type == "cpu" or step % 16 == 15) and not running.any():
+                if _asks_now(weight.device, step) and not running.any():
                     break
 
     response, logprobs, mask = (torch.stack(column, 1) for column in zip(*columns, strict=True))
@@ -135,6 +134,11 @@ def _respond(
         prompt_index=torch.arange(len(prompts), device=weight.device).repeat_interleave(group_size),
         starts=starts.repeat_interleave(group_size),
     )
+
+
+def _asks_now(device: torch.device, step: int) -> bool:
+    """Whether to ask if all rows have ended: the answer makes an accelerator wait, so there it is asked now and then."""
+    return device.type == "cpu" or step % 16 == 15
 
 
 def _left_padded(

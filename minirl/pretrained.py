@@ -107,7 +107,9 @@ def _read_transformer(folder: Path, settings: dict) -> tuple[Transformer, Tensor
     path = folder / "model.safetensors"
     tensors = _read_tensors(path) if path.is_file() else _read_shards(folder)
     score = tensors.pop("score.weight", None)
-    tensors = {name: x for name, x in tensors.items() if not name.endswith("rotary_emb.inv_freq")}  # old files: a constant
+    tensors = {
+        name: x for name, x in tensors.items() if not name.endswith("rotary_emb.inv_freq")
+    }  # old files: a constant
     if config.tied:
         tensors.pop("lm_head.weight", None)
     elif score is not None and "lm_head.weight" not in tensors:

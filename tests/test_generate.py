@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minirl import generate as module
 from minirl.generate import generate, generate_greedy, inverse_cdf, nucleus
 from minirl.logprobs import response_slice, token_logprobs
 from minirl.model import PolicyWithValue, Transformer, TransformerConfig
@@ -14,7 +15,9 @@ PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9]]
 
 def make(**changes) -> Transformer:
     torch.manual_seed(0)
-    model = Transformer(TransformerConfig(**{"vocab_size": V, "width": 16, "heads": 2, "ffn": 24, "max_length": 32} | changes))
+    model = Transformer(
+        TransformerConfig(**{"vocab_size": V, "width": 16, "heads": 2, "ffn": 24, "max_length": 32} | changes)
+    )
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() == 2:
@@ -183,7 +186,8 @@ def test_inverse_cdf_by_hand():
     probs = torch.tensor([[0.0, 0.5, 0.0, 0.25, 0.25, 0.0]]).expand(7, -1)
     below_one = 1 - 2**-24
     uniform = torch.tensor([0.0, 0.25, 0.4999, 0.5, 0.7499, 0.75, below_one])
-    assert inverse_cdf(probs, uniform).tolist() == [1, 1, 1, 3, 3, 4, 4]
+    for total in (1.0, 0.5, 4.0):  # of the number, the place in the sum counts
+        assert inverse_cdf(total * probs, uniform).tolist() == [1, 1, 1, 3, 3, 4, 4]
 
 
 def test_inverse_cdf_never_draws_an_impossible_token():
@@ -201,20 +205,21 @@ def test_inverse_cdf_never_draws_an_impossible_token():
 
 def test_inverse_cdf_survives_a_sum_that_wavers(monkeypatch):
     """A parallel sum may rise where nothing is added: the token drawn there has no probability."""
-    wavering = torch.tensor([[0.5, 0.5 + 1e-7, 0.5, 1.0]])
+    wavering = torch.tensor([[0.5, 0.5 + 1e-6, 0.5 + 1e-6, 1.0]])
     monkeypatch.setattr(torch.Tensor, "cumsum", lambda self, dim: wavering)
     assert inverse_cdf(torch.tensor([[0.5, 0.0, 0.0, 0.5]]), torch.tensor([0.5])).item() in (0, 3)
 
 
 def test_nucleus_by_hand():
-    probs = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
+    probs = torch.tensor([[0.0625, 0.5, 0.25, 0.1875]])
     for top_p, expected in (
         (0.01, [0, 1, 0, 0]),
-        (0.4, [0, 1, 0, 0]),
-        (0.41, [0, 4 / 7, 3 / 7, 0]),
-        (0.75, [0, 4 / 9, 3 / 9, 2 / 9]),
-        (0.95, [0.1, 0.4, 0.3, 0.2]),
-        (1.0, [0.1, 0.4, 0.3, 0.2]),
+        (0.5, [0, 1, 0, 0]),  # holds 0.5 already
+        (0.51, [0, 2 / 3, 1 / 3, 0]),
+        (0.75, [0, 2 / 3, 1 / 3, 0]),
+        (0.76, [0, 8 / 15, 4 / 15, 3 / 15]),
+        (0.95, [0.0625, 0.5, 0.25, 0.1875]),
+        (1.0, [0.0625, 0.5, 0.25, 0.1875]),
     ):
         torch.testing.assert_close(nucleus(probs, top_p), torch.tensor([expected], dtype=torch.float32))
 
@@ -257,6 +262,19 @@ def test_stopping_early_changes_nothing_but_the_width():
     T = long.response.shape[1]
     assert torch.equal(long.response[long.mask], free.response[:, :T][long.mask])
     torch.testing.assert_close(long.logprobs[long.mask], free.logprobs[:, :T][long.mask])
+
+
+def test_how_often_the_loop_looks_for_the_end_changes_nothing(monkeypatch):
+    """On an accelerator it looks now and then, and takes steps that nobody needs."""
+    model, steps = make(), []
+    model.head.register_forward_hook(lambda *_: steps.append(1))
+    sample = lambda: generate(model, PROMPTS[:2], max_new_tokens=24, eos=5, group_size=2, generator=seeded(2))  # noqa: E731
+    often = sample()
+    assert often.finished.all() and len(steps) == often.response.shape[1] < 24
+    monkeypatch.setattr(module, "_asks_now", lambda device, step: False)
+    seldom = sample()
+    assert len(steps) == often.response.shape[1] + 24
+    assert all(torch.equal(a, b) for a, b in zip(fields(often), fields(seldom), strict=True))
 
 
 def test_no_end_token_means_full_length():

@@ -169,8 +169,8 @@ def test_k3_is_not_clamped_within_twenty(log_ratio):
 
 
 def test_k3_does_not_cancel_for_small_differences_in_float32():
-    # exp(d) - 1 would be rounded to multiples of 1e-7 before d is taken off it
-    assert equal(kl_k3(torch.tensor([-1.0]), torch.tensor([-1.0 + 2**-10])), torch.tensor([2.0**-21]), 1e-9)
+    # exp(d) is rounded to a multiple of 2**-23, so that exp(d) - 1 - d would be 0 and not d^2 / 2 = 2**-27
+    assert equal(kl_k3(torch.tensor([-1.0]), torch.tensor([-1.0 + 2**-13])), torch.tensor([2.0**-27]), 1e-11)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

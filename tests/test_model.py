@@ -39,6 +39,11 @@ CONFIGS = pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"]
 ROWS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9, 3]]  # of four lengths
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def make(config: TransformerConfig, seed: int = 0) -> Transformer:
     """A model with weights large enough for every part of it to matter: freshly initialised, attention is nearly flat."""
     torch.manual_seed(seed)
@@ -70,17 +75,17 @@ def test_naive_attention_is_what_pytorch_computes(starts):
     ours, theirs = naive_attention(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     close(ours, theirs, 1e-12)
     direction = torch.randn_like(ours)
-    for a, b in zip(torch.autograd.grad(ours, (q, k, v), direction), torch.autograd.grad(theirs, (q, k, v), direction)):
+    gradients = (torch.autograd.grad(out, (q, k, v), direction) for out in (ours, theirs))
+    for a, b in zip(*gradients, strict=True):
         close(a, b, 1e-12)
 
 
 def test_attention_mask_by_hand():
-    T, O = True, False
     assert attention_mask(0, 3, None, "cpu") is None  # is_causal says it
     assert attention_mask(4, 1, None, "cpu") is None  # the newest position sees everything
-    assert attention_mask(0, 3, torch.tensor([1]), "cpu")[0, 0].tolist() == [[T, O, O], [O, T, O], [O, T, T]]
-    assert attention_mask(2, 2, None, "cpu").tolist() == [[T, T, T, O], [T, T, T, T]]
-    assert attention_mask(2, 1, torch.tensor([0, 1]), "cpu")[:, 0, 0].tolist() == [[T, T, T], [O, T, T]]
+    assert attention_mask(0, 3, torch.tensor([1]), "cpu").int().tolist() == [[[[1, 0, 0], [0, 1, 0], [0, 1, 1]]]]
+    assert attention_mask(2, 2, None, "cpu").int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert attention_mask(2, 1, torch.tensor([0, 1]), "cpu").int().tolist() == [[[[1, 1, 1]]], [[[0, 1, 1]]]]
 
 
 def test_the_model_computes_attention_as_written_out():
@@ -100,6 +105,20 @@ def test_the_model_computes_attention_as_written_out():
         heads.append(naive_attention(*(z[:, i : i + 1] for z, i in ((q, head), (k, group), (v, group))), mask))
     expected = attention.out(torch.cat(heads, 1).transpose(1, 2).reshape(2, 6, -1))
     close(attention(x, rope, None, None), expected)
+
+
+def test_feed_forward_and_norms_are_the_published_formulas():
+    swiglu, gelu = make(LLAMA).double().blocks[0], make(GPT2).double().blocks[0]
+    x = 3 * torch.randn(5, 32, dtype=torch.float64)
+    gate = swiglu.ffn.gate(x)
+    close(swiglu.ffn(x), swiglu.ffn.down(gate * torch.sigmoid(gate) * swiglu.ffn.up(x)), 1e-9)
+    up = gelu.ffn.up(x)
+    tanh = 0.5 * up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))  # Hendrycks and Gimpel 2016
+    close(gelu.ffn(x), gelu.ffn.down(tanh), 1e-9)
+    rms = (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    close(swiglu.ffn_norm(x), x / rms * swiglu.ffn_norm.weight, 1e-9)
+    standard = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    close(gelu.ffn_norm(x), standard * gelu.ffn_norm.weight + gelu.ffn_norm.bias, 1e-9)
 
 
 def test_grouped_heads_equal_repeated_ones():
@@ -236,7 +255,9 @@ def test_parameter_count(tied):
 def test_gpt2_small_has_124_million_parameters():
     with torch.device("meta"):
         gpt2 = Transformer(
-            TransformerConfig(50257, 768, 12, 12, None, None, 3072, 1024, "layernorm", 1e-5, "learned", 1.0e4, "gelu", True, True)
+            TransformerConfig(
+                50257, 768, 12, 12, None, None, 3072, 1024, "layernorm", 1e-5, "learned", 1.0e4, "gelu", True, True
+            )
         )
     assert sum(p.numel() for p in gpt2.parameters()) == 124_439_808
 
@@ -312,13 +333,13 @@ def test_reward_model_ignores_what_is_not_counted(pool):
     torch.nn.init.normal_(model.score.weight)
     prompt, response = [3, 1, 4], [1, 5, 9]
     short = model(torch.tensor([prompt + response]), torch.ones(1, 3).bool())
-    tokens = torch.tensor([[0, 0] + prompt + response + [7, 7], [2] * 10])
+    tokens = torch.tensor([[0, 0, *prompt, *response, 7, 7], [2] * 10])
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1]]).bool()
     scores = model(tokens, mask, starts=torch.tensor([2, 0]))
     assert scores.shape == (2,)
     close(scores[:1], short)
     # read at the response tokens themselves: the last of them matters
-    other = model(torch.tensor([prompt + [1, 5, 8]]), torch.ones(1, 3).bool())
+    other = model(torch.tensor([[*prompt, 1, 5, 8]]), torch.ones(1, 3).bool())
     assert (other - short).abs() > 1e-3
 
 
@@ -359,45 +380,45 @@ def test_bad_configs_are_named(change, word, unhooked):
 
 def test_bad_tokens_are_named(unhooked):
     model = make(LLAMA)
-    with pytest.raises(ValueError, match="^tokens: .*2 dimensions"):
+    with pytest.raises(ValueError, match=r"^tokens: .*2 dimensions"):
         model.hidden(torch.zeros(3, dtype=torch.long))
-    with pytest.raises(ValueError, match="^tokens: wanted integers"):
+    with pytest.raises(ValueError, match=r"^tokens: wanted integers"):
         model.hidden(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="^tokens: wanted integers"):
+    with pytest.raises(ValueError, match=r"^tokens: wanted integers"):
         model.hidden(torch.zeros(2, 0, dtype=torch.long))
     for bad in (31, -1):
         with pytest.raises(ValueError, match=r"^tokens: wanted numbers in \[0, 31\)"):
             model.hidden(torch.tensor([[0, bad]]))
-    with pytest.raises(ValueError, match="^tokens: 41 positions .* max_length 40"):
+    with pytest.raises(ValueError, match=r"^tokens: 41 positions .* max_length 40"):
         model.hidden(torch.zeros(1, 41, dtype=torch.long))
     model.hidden(torch.zeros(1, 40, dtype=torch.long))
 
 
 def test_bad_starts_and_caches_are_named(unhooked):
     model, tokens = make(LLAMA), torch.zeros(2, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="^starts: wanted one number a row"):
+    with pytest.raises(ValueError, match=r"^starts: wanted one number a row"):
         model.hidden(tokens, starts=torch.zeros(3, dtype=torch.long))
     for bad in (-1, 5):
         with pytest.raises(ValueError, match=r"^starts: wanted numbers in \[0, 4\]"):
             model.hidden(tokens, starts=torch.tensor([0, bad]))
-    with pytest.raises(ValueError, match="^cache: "):
+    with pytest.raises(ValueError, match=r"^cache: "):
         model.hidden(tokens, cache=KVCache(LLAMA, 2, 3))
-    with pytest.raises(ValueError, match="^cache: "):
+    with pytest.raises(ValueError, match=r"^cache: "):
         model.hidden(tokens, cache=KVCache(LLAMA, 1, 8))
     cache = KVCache(LLAMA, 2, 60)
     model.hidden(torch.zeros(2, 39, dtype=torch.long), cache=cache)
-    with pytest.raises(ValueError, match="max_length 40"):
+    with pytest.raises(ValueError, match=r"max_length 40"):
         model.hidden(torch.zeros(2, 2, dtype=torch.long), cache=cache)
 
 
 def test_values_are_looked_at_on_request_everywhere(unhooked):
-    with strict(), pytest.raises(ValueError, match="^tokens: "):
+    with strict(), pytest.raises(ValueError, match=r"^tokens: "):
         make(LLAMA).hidden(torch.tensor([[31]]))
 
 
 def test_reward_model_wants_a_mask_over_the_last_columns(unhooked):
     model = RewardModel(make(LLAMA), last_token)
-    with pytest.raises(ValueError, match="^mask: "):
+    with pytest.raises(ValueError, match=r"^mask: "):
         model.token_scores(torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 4).bool())
-    with pytest.raises(ValueError, match="^mask: "):
+    with pytest.raises(ValueError, match=r"^mask: "):
         model.token_scores(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 2).bool())

@@ -19,7 +19,16 @@ needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason="the real model 
 STORED = Path(__file__).parent / "data" / "stories260k_logits.json"
 
 CONFIG = TransformerConfig(
-    vocab_size=13, width=24, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=20, max_length=50, rope_base=500.0, norm_eps=1e-3
+    vocab_size=13,
+    width=24,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    ffn=20,
+    max_length=50,
+    rope_base=500.0,
+    norm_eps=1e-3,
 )
 TOKENIZER = character_tokenizer("0123456789+=", eos="!")
 TOKENS = torch.tensor([[0, 3, 1, 4, 1, 5], [9, 2, 6, 5, 3, 5]])
@@ -121,7 +130,7 @@ def test_shards(tmp_path):
     shard(tmp_path / "model")
     assert_equal(model, load_pretrained(tmp_path / "model")[0])
     (tmp_path / "model" / "b.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="b.safetensors: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"b.safetensors: no such file"):
         load_pretrained(tmp_path / "model")
 
 
@@ -193,6 +202,11 @@ def shard(folder: Path):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
+def shrink_vocabulary(folder: Path, size: int):
+    edit_tensors(folder, lambda t: t.update({name: t[name][:size] for name in t if len(t[name]) == CONFIG.vocab_size}))
+    edit_config(folder, vocab_size=size)
+
+
 def truncate(path: Path, size: int):
     path.write_bytes(path.read_bytes()[:size])
 
@@ -206,7 +220,10 @@ DAMAGE = {
     "half a config": (lambda f: truncate(f / "config.json", 50), "config.json: not a JSON file"),
     "a list as config": (lambda f: (f / "config.json").write_text("[1]"), "config.json: wanted a JSON object"),
     "half a tokenizer": (lambda f: truncate(f / "tokenizer.json", 50), "model: the tokenizer cannot be read"),
-    "another model type": (lambda f: edit_config(f, model_type="mamba"), "config.json: .*model_type 'llama', got 'mamba'"),
+    "another model type": (
+        lambda f: edit_config(f, model_type="mamba"),
+        "config.json: .*model_type 'llama', got 'mamba'",
+    ),
     "no model type": (lambda f: edit_config(f, model_type=None), "config.json: .*got None"),
     "another architecture": (
         lambda f: edit_config(f, architectures=["LlamaForTokenClassification"]),
@@ -220,8 +237,14 @@ DAMAGE = {
     "a bad width": (lambda f: edit_config(f, hidden_size="64"), "config.json: width"),
     "bad heads": (lambda f: edit_config(f, num_key_value_heads=3), "config.json: kv_heads"),
     "another activation": (lambda f: edit_config(f, hidden_act="gelu"), "config.json: hidden_act 'gelu'"),
-    "scaled positions": (lambda f: edit_config(f, rope_scaling={"rope_type": "llama3"}), "config.json: rope_type 'llama3'"),
-    "scaled positions, old": (lambda f: edit_config(f, rope_scaling={"type": "linear"}), "config.json: rope_type 'linear'"),
+    "scaled positions": (
+        lambda f: edit_config(f, rope_scaling={"rope_type": "llama3"}),
+        "config.json: rope_type 'llama3'",
+    ),
+    "scaled positions, old": (
+        lambda f: edit_config(f, rope_scaling={"type": "linear"}),
+        "config.json: rope_type 'linear'",
+    ),
     "rope as a word": (lambda f: edit_config(f, rope_parameters="x"), "config.json: .*rope_parameters"),
     "half the biases": (lambda f: edit_config(f, attention_bias=True), "config.json: mlp_bias"),
     "a tensor less": (lambda f: edit_tensors(f, lambda t: t.pop(Q)), f"model.safetensors: no tensor {Q}"),
@@ -234,15 +257,20 @@ DAMAGE = {
         rf"model.safetensors: {Q}: wanted shape \(32, 24\), got \(24, 32\)",
     ),
     "integers": (lambda f: edit_tensors(f, lambda t: t.update({Q: t[Q].int()})), f"model.safetensors: {Q}: .*int32"),
-    "mixed precision": (lambda f: edit_tensors(f, lambda t: t.update({Q: t[Q].half()})), f"model.safetensors: {Q}: .*float16"),
-    "a layer less": (lambda f: edit_config(f, num_hidden_layers=1), "model.safetensors: unexpected tensor model.layers.1"),
-    "a layer more": (lambda f: edit_config(f, num_hidden_layers=3), "model.safetensors: no tensor model.layers.2"),
-    "a smaller vocabulary": (
-        lambda f: edit_tensors(f, lambda t: t.update({k: t[k][:9] for k in t if t[k].shape[0] == 13})) or edit_config(f, vocab_size=9),
-        "model: tokenizer: has 13 tokens, the model has 9",
+    "mixed precision": (
+        lambda f: edit_tensors(f, lambda t: t.update({Q: t[Q].half()})),
+        f"model.safetensors: {Q}: .*float16",
     ),
+    "a layer less": (
+        lambda f: edit_config(f, num_hidden_layers=1),
+        "model.safetensors: unexpected tensor model.layers.1",
+    ),
+    "a layer more": (lambda f: edit_config(f, num_hidden_layers=3), "model.safetensors: no tensor model.layers.2"),
+    "a smaller vocabulary": (lambda f: shrink_vocabulary(f, 9), "model: tokenizer: has 13 tokens, the model has 9"),
     "an index of files elsewhere": (
-        lambda f: shard(f) or (f / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../x.safetensors"}}'),
+        lambda f: (
+            shard(f) or (f / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../x.safetensors"}}')
+        ),
         "index.json: wanted a weight_map",
     ),
 }
@@ -261,12 +289,12 @@ def test_damage_is_named_in_one_line(tmp_path, damage, unhooked):
 
 def test_damage_to_heads_is_named(tmp_path):
     folder = tmp_path / "model"
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match=r"no such folder"):
         load_pretrained(folder)
     save_pretrained(make(), TOKENIZER, folder)
-    with pytest.raises(FileNotFoundError, match="value_head.safetensors: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"value_head.safetensors: no such file"):
         load_policy_with_value(folder)
-    with pytest.raises(ValueError, match="load_pretrained reads these"):
+    with pytest.raises(ValueError, match=r"load_pretrained reads these"):
         load_reward_model(folder)
     save_pretrained(PolicyWithValue(make()), TOKENIZER, folder)
     edit_tensors(folder, lambda t: t.update(weight=torch.ones(1, 3)), "value_head.safetensors")
@@ -274,34 +302,32 @@ def test_damage_to_heads_is_named(tmp_path):
         load_policy_with_value(folder)
     save_pretrained(make_reward_model(), TOKENIZER, folder)
     edit_config(folder, minirl_pool="mean")
-    with pytest.raises(ValueError, match="config.json: minirl_pool: .*'mean'"):
+    with pytest.raises(ValueError, match=r"config.json: minirl_pool: .*'mean'"):
         load_reward_model(folder)
     edit_config(folder, minirl_pool=None)
     edit_tensors(folder, lambda t: t.pop("score.weight"))
-    with pytest.raises(ValueError, match="no tensor score.weight"):
+    with pytest.raises(ValueError, match=r"no tensor score.weight"):
         load_reward_model(folder)
 
 
 # Saving
 
 
-@pytest.mark.parametrize(
-    ("changes", "name"), [({"norm": "layernorm"}, "norm"), ({"positions": "learned"}, "positions"), ({"activation": "gelu"}, "activation")]
-)
-def test_a_config_without_words_in_the_layout_is_refused(tmp_path, changes, name):
+@pytest.mark.parametrize(("name", "value"), [("norm", "layernorm"), ("positions", "learned"), ("activation", "gelu")])
+def test_a_config_without_words_in_the_layout_is_refused(tmp_path, name, value):
     with pytest.raises(ValueError, match=f"^config: .*{name}="):
-        save_pretrained(make(**changes), TOKENIZER, tmp_path / "model")
+        save_pretrained(make(**{name: value}), TOKENIZER, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_a_file_cannot_hold_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="pools last_token, summed"):
+    with pytest.raises(ValueError, match=r"pools last_token, summed"):
         save_pretrained(make_reward_model(lambda scores, mask: scores.amax(1)), TOKENIZER, tmp_path / "model")
-    with pytest.raises(ValueError, match="tokenizer: has 13 tokens, the model has 5"):
+    with pytest.raises(ValueError, match=r"tokenizer: has 13 tokens, the model has 5"):
         save_pretrained(make(vocab_size=5), TOKENIZER, tmp_path / "model")
     model = make()
     model.blocks[0].attention.query.adapter = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="a difference in blocks.0.attention.query.adapter"):
+    with pytest.raises(ValueError, match=r"a difference in blocks.0.attention.query.adapter"):
         save_pretrained(model, TOKENIZER, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
@@ -334,12 +360,12 @@ def test_an_earlier_model_is_replaced_whole_and_nothing_else_is(tmp_path):
     save_pretrained(PolicyWithValue(make(), make(seed=1)), TOKENIZER, folder)
     save_pretrained(make(), None, folder)
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
-    with pytest.raises(ValueError, match="holds final"):
+    with pytest.raises(ValueError, match=r"holds final"):
         save_pretrained(make(), None, folder.parent)  # a run's folder
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds notes.txt"):
+    with pytest.raises(ValueError, match=r"holds notes.txt"):
         save_pretrained(make(), None, folder)
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match=r"is a file"):
         save_pretrained(make(), None, folder / "notes.txt")
     assert (folder / "notes.txt").read_text() == "mine"
 
@@ -402,7 +428,7 @@ def test_the_real_model_writes_english():
     )
     words = [word for row in rollout.response for word in re.findall(r"[\w']+", tokenizer.decode(row).lower())[:-1]]
     assert len(words) > 700
-    assert sum(word in COMMON for word in words) / len(words) > 0.83  # 0.9; with the rotation reversed 0.72
+    assert sum(word in COMMON for word in words) / len(words) > 0.83  # 0.9; with the rotation reversed 0.7
     assert len(set(words)) > 100
 
 

@@ -36,12 +36,12 @@ PRONOUNS |= {"Anna": ("She", "her"), "Lily": ("She", "her"), "Mia": ("She", "her
 
 # Telling words say how things were: pleasant, nasty, neither.
 TELLING = {
-    "nature": ("gentle kind", "rude mean", "small tall brown"),
-    "look": ("shiny lovely", "broken dirty", "round blue wooden"),
-    "scene": ("sunny peaceful", "cold scary", "wide green busy"),
-    "feeling": ("happy proud", "sad lonely", "sleepy hungry curious"),
-    "deed": ("smiled winked", "growled hissed", "looked stared blinked"),
-    "played": ("danced laughed", "argued fought", "talked sat waited"),
+    "nature": ("gentle kind", "rude mean", "small tall old brown"),
+    "look": ("shiny lovely", "broken dirty", "round blue heavy wooden"),
+    "scene": ("sunny peaceful", "cold scary", "wide green dry busy"),
+    "feeling": ("happy proud", "sad lonely", "sleepy hungry thirsty curious"),
+    "deed": ("smiled winked", "growled hissed", "looked stared sniffed blinked"),
+    "played": ("danced laughed", "argued fought", "talked sat waited rested"),
 }
 POSITIVE, NEGATIVE, NEUTRAL = (frozenset(" ".join(words).split()) for words in zip(*TELLING.values(), strict=True))
 _TELLING_WORDS = POSITIVE | NEGATIVE | NEUTRAL
@@ -55,9 +55,6 @@ SLOTS = {slot: " ".join(words).split() for slot, words in TELLING.items()} | {
     "thing": ["kite", "bell", "book", "hat", "stone"],
 }
 SENTENCE_COUNTS = [2, 2, 3, 3, 3, 3, 3, 4, 4, 5]  # the author picks one of these ten
-
-# How sure the labeller is of a difference in gold. At 1.25 the better of two stories wins about seven times in ten.
-LABEL_TEMPERATURE = 1.25
 
 
 @cache
@@ -120,13 +117,12 @@ score = gold  # the name that every task has
 
 
 def label(gold_a: Float[Tensor, " N"], gold_b: Float[Tensor, " N"], generator: torch.Generator) -> Bool[Tensor, " N"]:
-    """True where the labeller prefers a: with probability sigmoid((gold_a - gold_b) / LABEL_TEMPERATURE), the model of
-    Bradley and Terry (1952)."""
+    """True where the labeller prefers a: with probability sigmoid(gold_a - gold_b) (Bradley and Terry 1952)."""
     check_dims(1, gold_a=gold_a)
     check_shapes(gold_a=gold_a, gold_b=gold_b)
     check_finite(gold_a=gold_a, gold_b=gold_b)
     chance = torch.rand(len(gold_a), generator=generator, device=generator.device)
-    return chance.to(gold_a.device) < torch.sigmoid((gold_a - gold_b) / LABEL_TEMPERATURE)
+    return chance.to(gold_a.device) < torch.sigmoid(gold_a - gold_b)
 
 
 def parses(text: str) -> bool:

@@ -14,8 +14,14 @@ from minirl.train.sft import SFTConfig
 
 
 def tiny_transformer(vocab_size: int) -> TransformerConfig:
-    """0.11M parameters: enough for both worlds. Four times as many were four times as slow and no better."""
-    return TransformerConfig(vocab_size=vocab_size, width=64, layers=2, heads=4, ffn=176, max_length=64)
+    """0.11M parameters: enough for both worlds. Four times as many were four times as slow and no better.
+
+    The rotary base is 100 and not Llama's 10,000: texts are at most 64 tokens long, and every channel should turn
+    noticeably within them. With 10,000 the digit world was learned by two seeds of three, with 100 by all.
+    """
+    return TransformerConfig(
+        vocab_size=vocab_size, width=64, layers=2, heads=4, ffn=176, max_length=64, rope_base=100.0
+    )
 
 
 PREFERENCE_PAIRS = 2500  # what the labeller is asked for

@@ -477,6 +477,18 @@ def test_padding_never_reaches_any_reducer(loss, reducer, garbage):
     assert equal(gradient(actual, first(bad)), gradient(expected, first(tensors)))
 
 
+@token_losses
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_a_reducer_of_your_own_is_handed_no_garbage(loss, garbage):
+    mask, terms = random_mask(0), []
+    loss(
+        **spoiled(loss, tensors_for(loss, 0), mask, garbage),
+        mask=mask,
+        reduce=lambda x, mask: terms.append(x) or x.sum(),
+    )
+    assert terms[0].isfinite().all()
+
+
 @losses
 def test_a_row_with_nothing_counted_contributes_nothing(loss):
     tensors, mask = tensors_for(loss, 0), random_mask(0, empty_row=False)

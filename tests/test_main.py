@@ -1,0 +1,168 @@
+"""The command line as a user meets it: what works, and one clear line for what does not."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minirl.__main__ import main
+from minirl.launch import LOOPS
+
+
+@pytest.fixture(autouse=True)
+def keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def train(out, *arguments) -> int:
+    return main(["train", *arguments, "--out", str(out), "--threads", "1"])
+
+
+def one_line(capsys) -> str:
+    printed = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in printed if line.startswith("minirl:")]
+    assert len(lines) == 1 and "Traceback" not in "".join(printed)
+    return lines[0]
+
+
+def test_quick_road_ends_in_tables_and_a_figure(tmp_path):
+    """The main job in its short form, as another process: every stage runs. That it learns is tested elsewhere."""
+    command = [sys.executable, "-m", "minirl", "--quick", "--threads", "1", "--out", str(tmp_path / "road")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    for word in ("gold", "proxy", "KL", "best of 16", "PPO", "DPO", "GRPO", "accuracy", "00_start_here"):
+        assert word in done.stdout
+    assert (tmp_path / "road" / "road.png").stat().st_size > 10_000
+    results = json.loads((tmp_path / "road" / "results.json").read_text())
+    assert results["quick"] and len(results["stories"]["rows"]) == 7
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_every_loop_runs_from_the_command_line(tmp_path, name):
+    task = "digit_sum" if name in ("pretrain", "sft", "grpo", "dapo") else "stories"
+    small = {
+        "pretrain": ["--batch", "4"],
+        "sft": ["--batch", "4"],
+        "reward_model": ["--pairs", "4"],
+        "ppo": ["--batch", "4", "--minibatch", "4"],
+        "kto": ["--batch", "4"],
+    }.get(name, ["--pairs", "4"] if name in ("dpo", "ipo", "cdpo", "robust", "simpo", "orpo") else ["--prompts", "2"])
+    out = tmp_path / "run"
+    assert train(out, name, "--task", task, "--steps", "2", "--seed", "3", *small) == 0
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2]
+    assert all(record["loss"] == record["loss"] for record in records)
+    config = json.loads((out / "config.json").read_text())
+    assert config["loop"] == name and config["seed"] == 3 and config["steps"] == 2
+    assert (out / "final" / "model.safetensors").exists()
+    assert (out / "checkpoints" / "step_000002").is_dir()
+
+
+def test_same_seed_same_bytes(tmp_path):
+    arguments = ["grpo", "--task", "digit_sum", "--steps", "2", "--prompts", "4"]
+    for name in "ab":
+        assert train(tmp_path / name, *arguments, "--seed", "1") == 0
+    assert train(tmp_path / "c", *arguments, "--seed", "2") == 0
+    a, b, c = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in "abc")
+    assert a == b != c
+    models = [(tmp_path / name / "final" / "model.safetensors").read_bytes() for name in "abc"]
+    assert models[0] == models[1] != models[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["grpo", "--task", "chess"], "--task: wanted stories, digit_sum or a .jsonl file of prompts, got 'chess'"),
+        (["grpo", "--task", "none.jsonl"], "--task: no file none.jsonl"),
+        (["ppo", "--model", "nowhere"], "nowhere"),
+        (["ppo", "--reward", "none.py:f"], "--reward: no file none.py"),
+        (["grpo", "--clip-eps", "-1"], "clip_eps: wanted a finite number in (0, 1], got -1.0"),
+        (["grpo", "--group-size", "1", "--prompts", "4"], "group_size"),
+        (["ppo", "--device", "abacus"], "--device: 'abacus' cannot be used here"),
+        (["ppo", "--threads", "0"], "--threads: wanted at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(tmp_path, capsys, unhooked, arguments, says):
+    arguments = ["train", *arguments, "--out", str(tmp_path / "out"), "--steps", "1"]
+    assert main(arguments) == 2
+    assert says in one_line(capsys)
+
+
+def test_unknown_loop_lists_the_loops(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "q_learning", "--out", "x"])
+    assert "invalid choice: 'q_learning'" in capsys.readouterr().err
+
+
+def test_nan_score_names_the_rule(tmp_path, capsys, unhooked):
+    rule = tmp_path / "rule.py"
+    rule.write_text("def judge(prompts, responses):\n    return [float('nan')] * len(responses)\n")
+    assert train(tmp_path / "out", "grpo", "--task", "digit_sum", "--steps", "1", "--reward", f"{rule}:judge") == 2
+    assert "scores: wanted finite numbers, got nan at 0" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("def judge(p, r):\n    return [1.0]\n", "rule: wanted one score a response"),
+        ("def other(p, r):\n    return r\n", "has no function 'judge'"),
+        ("1/0\n", "does not run: ZeroDivisionError"),
+    ],
+)
+def test_a_rule_that_does_not_fit(tmp_path, capsys, unhooked, code, says):
+    rule = tmp_path / "rule.py"
+    rule.write_text(code)
+    assert train(tmp_path / "out", "grpo", "--task", "digit_sum", "--steps", "1", "--reward", f"{rule}:judge") == 2
+    assert says in one_line(capsys)
+
+
+def test_truncated_weights_are_named(tmp_path, capsys):
+    assert train(tmp_path / "out", "sft", "--task", "digit_sum", "--steps", "1", "--batch", "2") == 0
+    weights = tmp_path / "out" / "final" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "out" / "final"), "--prompt", "12="]) == 2
+    assert "model.safetensors" in one_line(capsys)
+
+
+def test_a_second_run_in_one_folder_asks_for_resume(tmp_path, capsys):
+    arguments = ["sft", "--task", "digit_sum", "--steps", "1", "--batch", "2"]
+    assert train(tmp_path / "out", *arguments) == 0
+    assert train(tmp_path / "out", *arguments) == 2
+    assert "--resume" in one_line(capsys)
+    assert train(tmp_path / "out", *arguments, "--resume") == 0
+
+
+def test_prompts_from_a_file_and_a_rule_from_a_file(tmp_path):
+    prompts, rule = tmp_path / "prompts.jsonl", tmp_path / "rule.py"
+    prompts.write_text('{"prompt": "12="}\n{"prompt": "3456="}\n')
+    rule.write_text("def short(prompts, responses):\n    return [-len(r) for r in responses]\n")
+    assert train(tmp_path / "first", "sft", "--task", "digit_sum", "--steps", "1", "--batch", "2") == 0
+    arguments = ["--task", str(prompts), "--reward", f"{rule}:short", "--model", str(tmp_path / "first" / "final")]
+    assert train(tmp_path / "out", "ppo", *arguments, "--steps", "1", "--batch", "4", "--minibatch", "4") == 0
+
+
+def test_generate_writes_from_a_saved_model(tmp_path, capsys):
+    assert train(tmp_path / "out", "sft", "--task", "digit_sum", "--steps", "1", "--batch", "2") == 0
+    capsys.readouterr()
+    command = ["generate", str(tmp_path / "out" / "final"), "--prompt", "123456=", "-n", "2", "--max-new-tokens", "8"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("123456= | ") == 2
+
+
+def test_importing_minirl_needs_no_plots():
+    code = "import sys, minirl, minirl.launch; assert not {'matplotlib', 'IPython', 'numpy.testing'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_reads_well(capsys):
+    for arguments in (["--help"], ["train", "--help"], ["train", "ppo", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "from random weights to aligned" in printed and "--kl-coef" in printed
