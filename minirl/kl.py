@@ -72,8 +72,13 @@ class AdaptiveKL:
     def update(self, kl: float, n_steps: int) -> float:
         """Takes the KL of the last batch, returns the coefficient for the next."""
         check_knob("kl", float(kl))
-        # from five horizons on, one low reading could make the coefficient 0 or negative, which would reward KL
-        check_knob("n_steps", n_steps, 1, 5 * self.horizon, open_high=True)
+        check_knob("n_steps", n_steps, 1)
         error = min(max(float(kl) / self.target - 1, -0.2), 0.2)
-        self.kl_coef *= 1 + error * n_steps / self.horizon
+        factor = 1 + error * n_steps / self.horizon
+        if factor <= 0:  # a coefficient of 0 never comes back, and a negative one rewards KL
+            raise ValueError(
+                f"n_steps: {n_steps} sequences at horizon {self.horizon} would multiply kl_coef by {factor:.2f}; "
+                f"wanted fewer than {5 * self.horizon}"
+            )
+        self.kl_coef *= factor
         return self.kl_coef

@@ -44,6 +44,8 @@ def token_logprobs(logits: Float[Tensor, "B T V"], tokens: Int[Tensor, "B T"]) -
         raise ValueError(
             f"tokens: wanted shape {tuple(logits.shape[:2])}, one a position of logits, got {tuple(tokens.shape)}"
         )
+    if tokens.is_floating_point():
+        raise ValueError(f"tokens: wanted whole numbers, got {tokens.dtype}")
     vocabulary = logits.shape[-1]
     if looks_at_values(tokens):
         bad = (tokens < 0) | (tokens >= vocabulary)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minirl.masking import blank
 from minirl.types import Bool, Float, Int, Tensor, check_dims, check_knob, check_mask, check_rows, looks_at_values
 
 Pool = Callable[[Tensor, Tensor], Tensor]  # (scores (B, T), mask (B, T)) -> (B,)
@@ -223,6 +224,14 @@ class Transformer(nn.Module):
                 writes_stream = name.endswith(("attention.out.weight", "ffn.down.weight"))
                 nn.init.normal_(p, std=std / math.sqrt(2 * config.layers) if writes_stream else std)
 
+    def _apply(self, fn, recurse=True):
+        """What `.to(...)` and its relatives go through. The angles follow to a device, but keep their precision: weights
+        that become bfloat16 and float32 again would otherwise keep rounded positions."""
+        super()._apply(fn, recurse)
+        if self.config.positions == "rope":
+            self.rope = rope_table(self.config).to(self.embed.weight.device)
+        return self
+
     def forward(
         self, tokens: Int[Tensor, "B S"], *, starts: Int[Tensor, " B"] | None = None, cache: KVCache | None = None
     ) -> Float[Tensor, "B S V"]:
@@ -249,7 +258,7 @@ class Transformer(nn.Module):
         if self.positions is not None:
             x = x + self.positions(positions)
         else:
-            rope = self.rope[:, positions].unsqueeze(-3)  # (2, 1, S, E) or (2, B, 1, S, E): the same for all heads
+            rope = self.rope[:, positions].unsqueeze(-3).to(x.dtype)  # (2, 1 or B, 1, S, E): the same for all heads
         for block in self.blocks:
             x = block(x, rope, mask, cache)
         if cache is not None:
@@ -353,12 +362,12 @@ def last_token(scores: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float
     """The score at each row's last counted token, found by the mask and not by the last column; 0 for an empty row."""
     columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     last = (columns * mask).amax(1, keepdim=True)  # 1-based, so that 0 says that nothing is counted
-    return scores.gather(1, (last - 1).clamp(min=0)).squeeze(1).masked_fill(last.squeeze(1) == 0, 0.0)
+    return blank(scores.gather(1, (last - 1).clamp(min=0)), last > 0).squeeze(1)
 
 
 def summed(scores: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
     """The sum over counted tokens: each token's score is then its share of the reward."""
-    return scores.masked_fill(~mask, 0.0).sum(1)
+    return blank(scores, mask).sum(1)
 
 
 def zero_head(trunk: Transformer, *, bias: bool) -> nn.Linear:

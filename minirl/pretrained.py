@@ -102,20 +102,20 @@ def _read_config(folder: Path, architecture: str) -> dict:
 
 
 def _read_transformer(folder: Path, settings: dict) -> tuple[Transformer, Tensor | None]:
-    """The Transformer, and the score.weight beside it where there is one."""
+    """The Transformer, and a reward model's score.weight beside it."""
     config = _from_llama(settings, folder / "config.json")
     path = folder / "model.safetensors"
     tensors = _read_tensors(path) if path.is_file() else _read_shards(folder)
-    score = tensors.pop("score.weight", None)
-    tensors = {
-        name: x for name, x in tensors.items() if not name.endswith("rotary_emb.inv_freq")
-    }  # old files: a constant
+    for name in [name for name in tensors if name.endswith("rotary_emb.inv_freq")]:
+        del tensors[name]  # a constant that old files hold
+    score = None
+    if settings.get("architectures") == [REWARD_MODEL]:
+        if "score.weight" not in tensors:
+            raise ValueError(f"{path}: no tensor score.weight")
+        score = tensors.pop("score.weight")
+        tensors.setdefault("lm_head.weight", score.new_zeros(config.vocab_size, config.width))
     if config.tied:
         tensors.pop("lm_head.weight", None)
-    elif score is not None and "lm_head.weight" not in tensors:
-        tensors["lm_head.weight"] = torch.zeros_like(tensors["model.embed_tokens.weight"])
-    if score is None and settings.get("architectures") == [REWARD_MODEL]:
-        raise ValueError(f"{path}: no tensor score.weight")
     with torch.device("meta"):  # shapes without memory: no time and no random numbers go into weights that are replaced
         model = Transformer(config)
     ours = {_llama_name(name): name for name, _ in model.named_parameters()}

@@ -296,6 +296,15 @@ def test_other_precisions(dtype):
     assert (logits[real] - expected[real]).abs().max() < (0.3 if dtype == torch.bfloat16 else 1e-4)
 
 
+def test_the_way_through_bfloat16_rounds_weights_and_not_positions():
+    model, tokens = make(LLAMA), torch.randint(0, 31, (2, 40))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.bfloat16())
+    expected = model(tokens)
+    close(model.bfloat16().float()(tokens), expected, 0)
+
+
 # Heads
 
 

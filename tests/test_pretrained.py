@@ -72,8 +72,8 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, tied, bias, dtype):
     assert torch.equal(before, torch.get_rng_state())  # loading draws nothing
     assert_equal(model, loaded)
     assert tokenizer.encode("3+4=7") == TOKENIZER.encode("3+4=7") and tokenizer.eos_id == TOKENIZER.eos_id
-    if dtype != torch.bfloat16:
-        assert torch.equal(model.float()(TOKENS), loaded.float()(TOKENS))
+    assert loaded(TOKENS).dtype == dtype and torch.equal(model(TOKENS), loaded(TOKENS))
+    assert torch.equal(model.float()(TOKENS), loaded.float()(TOKENS))
 
 
 def test_a_loaded_model_trains_and_samples(tmp_path):
@@ -251,6 +251,10 @@ DAMAGE = {
     "a tensor more": (
         lambda f: edit_tensors(f, lambda t: t.update(extra=torch.ones(1))),
         "model.safetensors: unexpected tensor extra",
+    ),
+    "a score": (
+        lambda f: edit_tensors(f, lambda t: t.update({"score.weight": torch.ones(1, 24)})),
+        "model.safetensors: unexpected tensor score.weight",
     ),
     "a tensor of the wrong shape": (
         lambda f: edit_tensors(f, lambda t: t.update({Q: t[Q].T.contiguous()})),

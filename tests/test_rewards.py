@@ -95,9 +95,11 @@ def test_length_is_charged_beyond_the_free_length():
     assert length_penalty(scores, mask, coef=-0.5, free_length=1).tolist() == [2, 2.5, 3]  # pays for thinking
 
 
-def test_length_is_charged_in_the_precision_of_the_scores():
+def test_rules_compute_in_the_precision_of_the_scores():
     scores, mask = torch.zeros(1, dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool)
     assert equal(length_penalty(scores, mask, coef=0.1), torch.tensor([-0.3], dtype=torch.float64), 1e-15)
+    a_third = language_bonus(scores, ["a b c"], words={"a"}, bonus=0.1)
+    assert equal(a_third, torch.tensor([0.1 / 3], dtype=torch.float64), 1e-15)
 
 
 def test_the_format_has_to_match_as_a_whole():

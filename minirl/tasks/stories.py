@@ -36,7 +36,7 @@ PRONOUNS |= {"Anna": ("She", "her"), "Lily": ("She", "her"), "Mia": ("She", "her
 
 # Telling words say how things were: pleasant, nasty, neither.
 TELLING = {
-    "nature": ("gentle kind", "rude mean", "small tall old brown"),
+    "nature": ("gentle kind", "rude mean", "small tall young brown"),
     "look": ("shiny lovely", "broken dirty", "round blue heavy wooden"),
     "scene": ("sunny peaceful", "cold scary", "wide green dry busy"),
     "feeling": ("happy proud", "sad lonely", "sleepy hungry thirsty curious"),
@@ -172,7 +172,7 @@ def _fillings(pattern: str) -> list[str]:
 
 @cache
 def _sentences(hero: str) -> list[list[str]]:
-    """Every sentence about the hero, by pattern. There are some 400: the grammar is finite, only stories are many."""
+    """Every sentence about the hero, by pattern. There are some 500: the grammar is finite, only stories are many."""
     he, him = PRONOUNS[hero]
     return [_fillings(pattern.replace("HE", he).replace("HIM", him)) for pattern in SENTENCES]
 

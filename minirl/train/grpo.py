@@ -130,7 +130,7 @@ def sample_groups(
     row: CriticFree,
     generator: torch.Generator,
 ) -> tuple[list[str], Rollout, Tensor, Tensor]:
-    """config.prompts groups of answers that the row keeps: prompts, rollout, scores, and the share of dead groups among all sampled.
+    """config.prompts groups of answers that the row keeps: prompts, rollout, scores, and the share of dead groups sampled.
 
     Sampling is repeated for the groups that are missing, at most config.resample times; a smaller batch is then trained
     on, and ValueError is raised if there is none at all.

@@ -94,7 +94,7 @@ def test_one_prompt_a_response():
 
 
 def test_pleasant_and_nasty_words_are_two_of_each_kind():
-    assert len(stories.POSITIVE) == len(stories.NEGATIVE) == 12 and len(stories.NEUTRAL) == 18
+    assert len(stories.POSITIVE) == len(stories.NEGATIVE) == 12 and len(stories.NEUTRAL) == 24
     assert {"kind", "happy", "danced"} <= stories.POSITIVE and {"rude", "sad", "fought"} <= stories.NEGATIVE
 
 
@@ -154,7 +154,7 @@ def test_the_vocabulary_is_what_stories_are_made_of():
     prompts, responses = stories.stories(1000, seeded())
     used = {i for text in prompts + responses for i in tokenizer.encode(text)}
     assert used == set(range(1, tokenizer.vocab_size))
-    assert tokenizer.vocab_size == 92 and tokenizer.encode("<end>") == [tokenizer.eos_id]
+    assert tokenizer.vocab_size == 98 and tokenizer.encode("<end>") == [tokenizer.eos_id]
 
 
 def test_all_chance_comes_from_the_generator():
@@ -171,24 +171,26 @@ def test_all_chance_comes_from_the_generator():
 # The author's probabilities
 
 # The grammar once more, from its description: six patterns and the words that each can take.
-NATURES = "gentle kind rude mean small tall brown".split()
+NATURES = "gentle kind rude mean small tall young brown".split()
 ANIMALS = "fox bear duck rabbit frog".split()
-SCENES = "sunny peaceful cold scary wide green busy".split()
+SCENES = "sunny peaceful cold scary wide green dry busy".split()
 PATTERNS = [
     [f"He met a {a} {b}." for a, b in product(NATURES, ANIMALS)],
     [
         f"He found a {a} {b} there."
-        for a, b in product("shiny lovely broken dirty round blue wooden".split(), "kite bell book hat stone".split())
+        for a, b in product(
+            "shiny lovely broken dirty round blue heavy wooden".split(), "kite bell book hat stone".split()
+        )
     ],
     [f"The place was {a} and {b}." for a, b in product(SCENES, SCENES) if a != b],
-    [f"He felt {a} all day." for a in "happy proud sad lonely sleepy hungry curious".split()],
+    [f"He felt {a} all day." for a in "happy proud sad lonely sleepy hungry thirsty curious".split()],
     [
         f"A {a} {b} {c} at him."
-        for a, b, c in product(NATURES, ANIMALS, "smiled winked growled hissed looked stared blinked".split())
+        for a, b, c in product(NATURES, ANIMALS, "smiled winked growled hissed looked stared sniffed blinked".split())
     ],
     [
         f"He {a} with the {b} all day."
-        for a, b in product("danced laughed argued fought talked sat waited".split(), ANIMALS)
+        for a, b in product("danced laughed argued fought talked sat waited rested".split(), ANIMALS)
     ],
 ]
 
@@ -198,8 +200,8 @@ def probability(response: str) -> float:
 
 
 def test_author_logprob_by_hand():
-    """Two of the ten lengths are 2. 1 of 6 patterns, 7 natures, 5 animals; 1 of 5 patterns, 7 scenes, 6 others."""
-    expected = 2 / 10 * (1 / 6 * 1 / 7 * 1 / 5) * (1 / 5 * 1 / 7 * 1 / 6)
+    """Two of the ten lengths are 2. 1 of 6 patterns, 8 natures, 5 animals; 1 of 5 patterns, 8 scenes, 7 others."""
+    expected = 2 / 10 * (1 / 6 * 1 / 8 * 1 / 5) * (1 / 5 * 1 / 8 * 1 / 7)
     assert probability("He met a kind fox. The place was sunny and cold.") == pytest.approx(expected)
 
 
@@ -207,12 +209,12 @@ def test_the_probabilities_of_all_stories_of_two_sentences_sum_to_the_share_of_t
     total = sum(
         probability(f"{first} {second}")
         for i, firsts in enumerate(PATTERNS)
-        for first in firsts[::7]  # every seventh first sentence, times seven: within a pattern all are alike
+        for first in firsts[::8]  # every eighth first sentence, times eight: within a pattern all are alike
         for j, seconds in enumerate(PATTERNS)
         if i != j
         for second in seconds
     )
-    assert 7 * total == pytest.approx(2 / 10)
+    assert 8 * total == pytest.approx(2 / 10)
 
 
 def test_the_probabilities_of_all_next_sentences_sum_to_the_share_of_stories_that_go_on():
@@ -276,12 +278,12 @@ def test_entropy_is_the_expected_surprise_of_a_token():
 
 
 def test_the_labeller_prefers_as_bradley_and_terry_say():
-    """20,000 labels a difference: standard deviation .0035. A flipped sign is off by .2, temperature 1 by .04."""
+    """20,000 labels a difference: standard deviation .0035. With the sign flipped they are off by .24 and more."""
     generator = seeded()
     for difference in (-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0):
         a = torch.full((20000,), 0.7 + difference)
         share = stories.label(a, torch.full((20000,), 0.7), generator).float().mean().item()
-        assert share == pytest.approx(1 / (1 + math.exp(-difference / 1.25)), abs=0.015)
+        assert share == pytest.approx(1 / (1 + math.exp(-difference)), abs=0.015)
 
 
 def test_labels_are_bools_decided_by_the_generator(unhooked):
@@ -307,7 +309,7 @@ def test_there_is_room_to_improve_honestly_and_labels_are_noisy_but_not_hopeless
     assert best_of_16 - scores.mean() > 1.4
     a, b = scores.view(2, -1)
     agrees = (a > b) == stories.label(a, b, seeded(seed))
-    assert 0.67 < agrees[a != b].float().mean() < 0.74
+    assert 0.70 < agrees[a != b].float().mean() < 0.77
 
 
 @pytest.mark.parametrize("seed", [11, 12, 13])
