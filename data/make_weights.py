@@ -28,7 +28,7 @@ from minirl.train.settings import DIGIT_SUM, PREFERENCE_PAIRS, STORIES, tiny_tra
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder = HERE / "weights"
+    final, folder = HERE / "weights", HERE / "weights.aside"
     shutil.rmtree(folder, ignore_errors=True)
     for task, settings in ((stories, STORIES), (digit_sum, DIGIT_SUM)):
         name, tokenizer = task.__name__.rpartition(".")[2], task.tokenizer()
@@ -46,6 +46,8 @@ def main() -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     (folder / "hashes.json").write_text(json.dumps(hashes, indent=1) + "\n")
+    shutil.rmtree(final, ignore_errors=True)
+    folder.rename(final)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--seed", type=int, default=0, help="same seed, same machine: the same numbers, bit for bit (0)")
+    common.add_argument(
+        "--seed", type=int, default=0, help="same seed, same machine: the same numbers, bit for bit (0)"
+    )
     common.add_argument("--device", default="cpu", help="cpu, cuda or mps (cpu)")
     common.add_argument("--threads", type=int, default=2, help="CPU threads; results depend on their number (2)")
     common.add_argument("--traceback", action="store_true", help="on an error, show where it came from")
@@ -46,8 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
         "  python -m minirl train grpo --task digit_sum --out runs/g    one loop\n"
         "  python -m minirl train ppo --help                            all knobs of a loop\n",
     )
-    parser.add_argument("--out", type=Path, help="folder to write to (the first free one of runs/road, runs/road_2, ...)")
-    parser.add_argument("--quick", action="store_true", help="every stage for a few steps: shows that it runs, not that it learns")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write to (the first free one of runs/road, runs/road_2, ...)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps of every stage: shows that it runs, not that it learns"
+    )
     parser.set_defaults(command=run_road)
 
     commands = parser.add_subparsers(title="commands", metavar="{train,generate}")

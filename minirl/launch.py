@@ -48,7 +48,9 @@ class Job:
         if self.reward is None:
             stored = stored_weights(self.task, "reward_model")
             if stored is None and getattr(self.task, "score", None) is None:
-                raise ValueError("--reward: this task has no score of its own; name rule.py:function or a reward model's folder")
+                raise ValueError(
+                    "--reward: this task has no score of its own; name rule.py:function or a reward model's folder"
+                )
             return rule_scorer(self.task.score, self.tokenizer) if stored is None else self._judge(stored)
         if ".py:" in self.reward:
             return rule_scorer(load_rule(self.reward), self.tokenizer)
@@ -57,7 +59,9 @@ class Job:
     def _judge(self, folder: Path) -> Scorer:
         judge, tokenizer = load_reward_model(folder)
         if tokenizer is not None and tokenizer.vocab_size != self.tokenizer.vocab_size:
-            raise ValueError(f"--reward: {folder} has {tokenizer.vocab_size} tokens, the policy {self.tokenizer.vocab_size}")
+            raise ValueError(
+                f"--reward: {folder} has {tokenizer.vocab_size} tokens, the policy {self.tokenizer.vocab_size}"
+            )
         return model_scorer(judge.to(self.device).requires_grad_(False))
 
     @property
@@ -68,7 +72,9 @@ class Job:
     def examples(self, kind: str) -> pretrain.Examples:
         found = getattr(self.task, kind, None)
         if found is None:
-            raise ValueError(f"--task: this task has no {kind.replace('_', ' ')} to learn from; use stories or digit_sum")
+            raise ValueError(
+                f"--task: this task has no {kind.replace('_', ' ')} to learn from; use stories or digit_sum"
+            )
         return found
 
     def pairs(self, max_new_tokens: int) -> PreferenceBatch:
@@ -146,7 +152,9 @@ def pair_loop(row: dpo.PairLoss, about: str) -> Loop:
 
 
 LOOPS = {
-    "pretrain": Loop(pretrain.PretrainConfig, "pretrain", "", run_pretrain, "next-token prediction from random weights"),
+    "pretrain": Loop(
+        pretrain.PretrainConfig, "pretrain", "", run_pretrain, "next-token prediction from random weights"
+    ),
     "sft": Loop(sft.SFTConfig, "sft", "pretrain", run_sft, "next-token prediction on demonstrations"),
     "reward_model": Loop(
         reward_model.RewardModelConfig, "reward_model", "sft", run_reward_model, "Bradley-Terry on noisy preferences"

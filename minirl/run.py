@@ -114,7 +114,9 @@ class Run:
         """The steps still to do, counted from 1, under a progress bar."""
         self._clock = time.perf_counter()
         todo = range(done + 1, done + 1 if self.stopped.reason else total + 1)
-        bar = tqdm(todo, desc=self.name, initial=done, total=total, disable=None if self.progress else True, leave=False)
+        bar = tqdm(
+            todo, desc=self.name, initial=done, total=total, disable=None if self.progress else True, leave=False
+        )
         self._bar = bar
         step = done
         for step in bar:

@@ -7,7 +7,15 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#777777"
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#777777",
+)
 COLOURS = {
     "pretrained": GREY,
     "SFT": "#222222",
@@ -73,7 +81,9 @@ def draw_digits(axes, records: list[dict], rows: dict[str, dict]) -> None:
     length.plot(steps, column(records, "length_mean"), color=PURPLE, linestyle=":", label="length")
     length.set_ylabel("tokens an answer")
     length.set_ylim(0, 10)
-    axes.set_title(f"Right and wrong alone: {rows['SFT']['accuracy']:.0%} to {rows['GRPO']['accuracy']:.0%}, by thinking longer")
+    axes.set_title(
+        f"Right and wrong alone: {rows['SFT']['accuracy']:.0%} to {rows['GRPO']['accuracy']:.0%}, by thinking longer"
+    )
     lines = axes.get_lines() + length.get_lines()
     axes.legend(lines, [line.get_label() for line in lines], fontsize=8, loc="lower right")
 

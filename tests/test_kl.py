@@ -236,8 +236,8 @@ ERRORS = {
     "kl nan": (lambda: AdaptiveKL(0.1, target=1, horizon=9).update(math.nan, 1), "kl: wanted .*got nan"),
     "no steps": (lambda: AdaptiveKL(0.1, target=1, horizon=9).update(1.0, 0), "n_steps: wanted"),
     "a step that could make kl_coef 0": (
-        lambda: AdaptiveKL(0.1, target=1, horizon=9).update(1.0, 45),
-        "n_steps: wanted",
+        lambda: AdaptiveKL(0.1, target=1, horizon=9).update(0.5, 45),
+        "n_steps: 45 sequences at horizon 9 would multiply kl_coef by 0.00; wanted fewer than 45",
     ),
 }
 

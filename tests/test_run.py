@@ -34,7 +34,7 @@ def lines(tmp_path, name="metrics.jsonl") -> list[dict]:
 
 def test_one_line_a_step_and_step_first(tmp_path):
     loop(make(tmp_path), 3)
-    assert [list(line)[0] for line in lines(tmp_path)] == ["step"] * 3
+    assert [next(iter(line)) for line in lines(tmp_path)] == ["step"] * 3
     assert [line["loss"] for line in lines(tmp_path)] == [1.0, 3.0, 6.0]
     assert [line["step"] for line in lines(tmp_path, "timings.jsonl")] == [1, 2, 3]
     assert not any("second" in key or "time" in key for line in lines(tmp_path) for key in line)
@@ -92,7 +92,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
 
 def test_resume_with_another_setting_names_it(tmp_path):
     loop(make(tmp_path), 2)
-    with pytest.raises(ValueError, match="lr = 0.1, not 0.2"):
+    with pytest.raises(ValueError, match=r"lr = 0\.1, not 0\.2"):
         make(tmp_path, resume=True, config={"lr": 0.2})
 
 

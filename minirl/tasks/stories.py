@@ -103,7 +103,7 @@ def gold(prompts: list[str], responses: list[str]) -> Float[Tensor, " B"]:
 
       0.6 * min(different positive words, 4)
     - 0.6 * negative words
-    - 0.8 * repeats                     telling words that the response has used before
+    - 0.8 * repeats                     telling words that the response has used before, any word right after itself
     - 1.0 * ungrammatical               1 if prompt and response do not parse, unfinished last sentences included
     - 0.6 * max(0, 3 - sentences)       grammatical ones
     - 0.1 * max(0, length - 24)         tokens, full stops counted, the end token not
@@ -222,11 +222,14 @@ def _read(response: str, hero: str) -> list[int | None]:
 def _gold(prompt: str, response: str) -> float:
     words, hero = _tokens(response), _hero(prompt)
     telling = [word for word in words if word in _TELLING_WORDS]
+    repeats = sum(
+        word == words[i - 1] or (word in _TELLING_WORDS and word in words[:i]) for i, word in enumerate(words) if i
+    )
     told = _read(response, hero) if hero else [None]
     tenths = (  # whole numbers, so that stories of equal worth tie exactly
         6 * min(len(POSITIVE & set(telling)), 4)
         - 6 * sum(word in NEGATIVE for word in telling)
-        - 8 * (len(telling) - len(set(telling)))
+        - 8 * repeats
         - 10 * (None in told)
         - 6 * max(0, 3 - sum(piece is not None for piece in told))
         - 1 * max(0, len(words) - 24)

@@ -73,6 +73,13 @@ def test_examples_are_right_and_worked_as_often_as_asked():
         assert abs(worked.mean().item() - share) < 0.04  # standard deviation .009 at most
 
 
+def test_pretraining_shows_the_skill_and_demonstrations_the_bad_habit():
+    for examples, share in ((digit_sum.pretraining_examples, 0.8), (digit_sum.demonstrations, 0.15)):
+        prompts, responses = examples(2000, seeded(1))
+        assert digit_sum.score(prompts, responses).min() == 1
+        assert abs(digit_sum.is_worked(prompts, responses).mean().item() - share) < 0.04
+
+
 def test_texts_are_made_of_the_tokenizers_characters():
     tokenizer = digit_sum.tokenizer()
     assert tokenizer is digit_sum.tokenizer()

@@ -64,6 +64,10 @@ def gold(response: str, prompt: str = TOM) -> float:
         ("", -1.8),
         # what a sum of word scores loves: .6 - 39 * .8 - 1 - 1.8 - 1.6
         ("happy " * 40, -35.0),
+        # any word may stutter, telling or not, and a full stop too: -39 * .8 - 1 - 1.8 - 1.6
+        ("her " * 40, -35.6),
+        # kind .6, three words right after themselves -2.4, ungrammatical -1, one sentence -1.2
+        ("He met a kind fox. . fox fox fox the fox", -4.0),
     ],
 )
 def test_gold_by_hand(response, expected):
@@ -146,6 +150,14 @@ def test_the_authors_stories_parse_and_fit():
         assert len(ids) + 1 <= stories.MAX_NEW_TOKENS
         assert tokenizer.decode([*ids, tokenizer.eos_id]) == response
         assert 2 <= response.count(".") <= 5
+
+
+def test_pretraining_has_the_language_and_not_the_task():
+    """Three heroes of six share a pronoun, so half of the stories about somebody else parse by luck."""
+    wholes = [" ".join(pair) for pair in zip(*stories.demonstrations(400, seeded()), strict=True)]
+    assert all(stories.parses(whole) for whole in wholes)
+    loose = [" ".join(pair) for pair in zip(*stories.pretraining_examples(400, seeded()), strict=True)]
+    assert 0.4 < sum(stories.parses(whole) for whole in loose) / 400 < 0.6
 
 
 def test_the_vocabulary_is_what_stories_are_made_of():

@@ -1,0 +1,164 @@
+import pytest
+import torch
+
+from minirl.generate import generate
+from minirl.kl import kl_exact
+from minirl.logprobs import token_logprobs
+from minirl.model import PolicyWithValue, RewardModel, Transformer, TransformerConfig, summed
+from minirl.rollout import (
+    best_of,
+    encode_examples,
+    join,
+    lay_out,
+    model_scorer,
+    preference_pairs,
+    response_logits,
+    response_logits_and_values,
+    responses_text,
+    roll_out,
+    rule_scorer,
+    sequence_kl,
+)
+from minirl.tasks import digit_sum
+
+
+def tiny(seed: int = 0) -> Transformer:
+    torch.manual_seed(seed)
+    vocabulary = digit_sum.tokenizer().vocab_size
+    return Transformer(TransformerConfig(vocab_size=vocabulary, width=16, layers=1, heads=2, ffn=16, max_length=32))
+
+
+def sampled(model, prompts=("12=", "3456="), *, group_size=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return roll_out(
+        model, digit_sum.tokenizer(), list(prompts), max_new_tokens=6, group_size=group_size, generator=generator
+    )
+
+
+def test_recomputed_logprobs_are_the_samplers():
+    """One model, two code paths: cached sampling and one pass over prompts of different lengths."""
+    model = tiny()
+    _, rollout = sampled(model)
+    logits = response_logits(model, rollout.tokens, rollout.starts, rollout.response.shape[1])
+    logprobs = token_logprobs(logits, rollout.response)
+    assert torch.allclose(logprobs[rollout.mask], rollout.logprobs[rollout.mask], atol=1e-5)
+
+
+def test_temperature_divides_the_logits():
+    model = tiny()
+    generator = torch.Generator().manual_seed(0)
+    rollout = generate(model, [[1, 2, 3]], max_new_tokens=5, temperature=0.5, generator=generator)
+    logits = response_logits(model, rollout.tokens, rollout.starts, 5, temperature=0.5)
+    assert torch.allclose(token_logprobs(logits, rollout.response), rollout.logprobs, atol=1e-5)
+
+
+def test_values_are_read_where_the_token_is_predicted():
+    model = PolicyWithValue(tiny())
+    torch.nn.init.normal_(model.value_head.weight)
+    _, rollout = sampled(model)
+    length = rollout.response.shape[1]
+    logits, values = response_logits_and_values(model, rollout.tokens, rollout.starts, length)
+    all_logits, all_values = model(rollout.tokens, starts=rollout.starts)
+    first = rollout.tokens.shape[1] - length
+    for t in range(length):
+        assert torch.allclose(values[:, t], all_values[:, first + t - 1], atol=1e-6)
+        assert torch.allclose(logits[:, t], all_logits[:, first + t - 1], atol=1e-5)
+
+
+def test_text_is_what_was_counted():
+    model = tiny()
+    _, rollout = sampled(model)
+    tokenizer = digit_sum.tokenizer()
+    for row, text in enumerate(responses_text(rollout, tokenizer)):
+        counted = rollout.response[row][rollout.mask[row]].tolist()
+        assert tokenizer.encode(text) == [token for token in counted if token != tokenizer.eos_id]
+
+
+def test_prompts_come_back_one_a_row():
+    texts, rollout = sampled(tiny(), ["12=", "3="], group_size=3)
+    assert texts == ["12="] * 3 + ["3="] * 3
+    assert rollout.prompt_index.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_join_changes_nothing_but_padding():
+    model = tiny()
+    _, a = sampled(model, ["12="], group_size=3)
+    _, b = sampled(model, ["345678=", "9="], group_size=3, seed=1)
+    both = join([a, b])
+    assert both.prompt_index.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    tokenizer = digit_sum.tokenizer()
+    assert responses_text(both, tokenizer) == responses_text(a, tokenizer) + responses_text(b, tokenizer)
+    logits = response_logits(model, both.tokens, both.starts, both.response.shape[1])
+    again = token_logprobs(logits, both.response)
+    assert torch.allclose(again[both.mask], both.logprobs[both.mask], atol=1e-5)
+
+
+def test_lay_out_pads_prompts_left_and_responses_right():
+    tokens, mask, starts = lay_out([[1, 2, 3], [4]], [[5], [6, 7]])
+    assert tokens.tolist() == [[1, 2, 3, 5, 0], [0, 0, 4, 6, 7]]
+    assert mask.tolist() == [[True, False], [True, True]]
+    assert starts.tolist() == [0, 2]
+
+
+def test_examples_end_with_the_end_token():
+    tokenizer = digit_sum.tokenizer()
+    tokens, mask, _ = encode_examples(tokenizer, ["12="], [":3"])
+    assert tokens[0, -mask.shape[1] :].tolist() == [*tokenizer.encode(":3"), tokenizer.eos_id]
+
+
+def test_pairs_keep_the_sampled_tokens_and_the_order_asked_for():
+    _, rollout = sampled(tiny(), ["12=", "345="], group_size=2)
+    pairs = preference_pairs(rollout, torch.tensor([True, False]))
+    assert torch.equal(pairs.chosen, rollout.tokens[[0, 3]])
+    assert torch.equal(pairs.rejected, rollout.tokens[[1, 2]])
+    assert torch.equal(pairs.chosen_mask, rollout.mask[[0, 3]])
+    assert torch.equal(pairs.starts, rollout.starts[[0, 3]])
+
+
+def test_best_of_picks_the_highest_of_each_group():
+    _, rollout = sampled(tiny(), ["12=", "345="], group_size=2)
+    best = best_of(rollout, torch.tensor([0.0, 1.0, 3.0, 2.0]), 2)
+    assert torch.equal(best.tokens, rollout.tokens[[1, 2]])
+
+
+def test_a_rule_must_give_one_number_a_response():
+    texts, rollout = sampled(tiny())
+    with pytest.raises(ValueError, match="one score a response"):
+        rule_scorer(lambda prompts, responses: [1.0], digit_sum.tokenizer())(texts, rollout)
+    with pytest.raises(ValueError, match="scores: wanted finite numbers, got inf at 2"):
+        rule_scorer(lambda p, r: [0.0, 1.0, float("inf"), 0.0], digit_sum.tokenizer())(texts, rollout)
+
+
+def test_a_reward_model_scores_alike_in_any_batches():
+    judge = RewardModel(tiny(), summed)
+    torch.nn.init.normal_(judge.score.weight)
+    texts, rollout = sampled(tiny(), group_size=4)
+    assert torch.allclose(model_scorer(judge, rows=3)(texts, rollout), model_scorer(judge)(texts, rollout), atol=1e-5)
+
+
+@torch.no_grad()
+def test_sequence_kl_is_the_sum_of_exact_token_kls():
+    policy, ref = tiny(0), tiny(1)
+    _, rollout = sampled(policy, ["12="], group_size=1)
+    length = rollout.response.shape[1]
+    by_hand = 0.0
+    for t in range(int(rollout.mask.sum())):
+        seen = rollout.tokens[:, : rollout.tokens.shape[1] - length + t]
+        by_hand += float(kl_exact(policy(seen)[:, -1:], ref(seen)[:, -1:]))
+    assert sequence_kl(policy, ref, rollout).item() == pytest.approx(by_hand, abs=1e-4)
+
+
+@torch.no_grad()
+def test_sequence_kl_estimates_the_kl_of_whole_responses():
+    """Its mean over samples agrees with the mean of log pi - log ref, which has the same expectation and more noise."""
+    policy, ref = tiny(0), tiny(1)
+    for p in policy.parameters():
+        p.data *= 1.5
+    _, rollout = sampled(policy, ["12="], group_size=4000)
+    logits = response_logits(ref, rollout.tokens, rollout.starts, rollout.response.shape[1])
+    k1 = ((rollout.logprobs - token_logprobs(logits, rollout.response)) * rollout.mask).sum(1)
+    exact = sequence_kl(policy, ref, rollout)
+    error = (k1 - exact).std() / 4000**0.5
+    assert abs(k1.mean() - exact.mean()) < 4 * error
+    assert exact.std() < k1.std()
+    assert exact.mean() > 10 * error  # and the two would not agree on anything else
