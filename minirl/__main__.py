@@ -1,6 +1,7 @@
-"""The command line: `python -m minirl`, `python -m minirl train NAME`, `python -m minirl generate FOLDER`."""
+"""The command line: `python -m minirl`, and `python -m minirl` with `train NAME`, `generate FOLDER` or `compare A B`."""
 
 import argparse
+import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else argv
     import torch
 
     try:
@@ -56,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(command=run_road)
 
-    commands = parser.add_subparsers(title="commands", metavar="{train,generate}")
+    commands = parser.add_subparsers(title="commands", metavar="{train,generate,compare}")
     train = commands.add_parser("train", help="run one training loop", description="Run one training loop.")
     loops = train.add_subparsers(title="loops", metavar="NAME", required=True, dest="name")
     from minirl.launch import LOOPS
@@ -72,6 +74,16 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=1.0)
     generate.add_argument("--top-p", type=float, default=1.0)
     generate.set_defaults(command=run_generate)
+
+    compare = commands.add_parser("compare", help="let two saved models answer the same prompts", parents=[common])
+    compare.add_argument("first", metavar="A", help="a model in the Hugging Face layout, such as OUT/final")
+    compare.add_argument("second", metavar="B", help="another one")
+    compare.add_argument("--task", default="stories", help="stories, digit_sum, or a .jsonl file of prompts (stories)")
+    compare.add_argument("--reward", help="rule.py:function or a reward model's folder (what the task is paid with)")
+    compare.add_argument("-n", type=int, default=64, help="prompts (64)")
+    compare.add_argument("--max-new-tokens", type=int, help="(what the task needs)")
+    compare.add_argument("--temperature", type=float, default=1.0)
+    compare.set_defaults(command=run_compare)
     return parser
 
 
@@ -116,6 +128,7 @@ def run_road(args) -> int:
         print("\nInstall matplotlib to get the figure as well.")
     else:
         print(f"\nFigure: {show.save_road(results, out)}")
+    print(f"Report: {report_on(out, args.words)}")
     print("Next: notebooks/00_start_here.ipynb walks the same road in one page.")
     return 0
 
@@ -136,8 +149,18 @@ def run_train(args) -> int:
         checkpoint_every=args.checkpoint_every,
         knobs={name: value for name, value in given.items() if value is not None},
     )
-    print(f"Model: {final}\nMetrics: {args.out / 'metrics.jsonl'}")
+    print(f"Model: {final}\nMetrics: {args.out / 'metrics.jsonl'}\nReport: {report_on(args.out, args.words)}")
     return 0
+
+
+def report_on(out: Path, words: list[str]) -> Path:
+    """Keep the command in the run's folder, and write its page. A run that was resumed is remade without stopping."""
+    from minirl.report import write_report
+
+    kept = [word for word in words if word not in ("--res", "--resu", "--resum", "--resume")]
+    line = shlex.join(["python", "-m", "minirl", *kept])
+    (out / "command.txt").write_text(line + "\n", encoding="utf-8", newline="\n")
+    return write_report(out)
 
 
 def run_generate(args) -> int:
@@ -161,6 +184,48 @@ def run_generate(args) -> int:
     )
     for index, text in zip(rollout.prompt_index.tolist(), responses_text(rollout, tokenizer), strict=True):
         print(f"{prompts[index]} | {text}")
+    return 0
+
+
+def run_compare(args) -> int:
+    import torch
+
+    from minirl.launch import Job, find_task
+    from minirl.pretrained import load_pretrained
+    from minirl.rollout import responses_text, roll_out
+    from minirl.samples import win_rate
+
+    if args.n < 2:
+        raise ValueError(f"-n: wanted at least 2 prompts, got {args.n}")
+    task, _ = find_task(args.task)
+    jobs = []
+    for name, folder in (("A", args.first), ("B", args.second)):
+        model, tokenizer = load_pretrained(folder)
+        if tokenizer is None:
+            raise ValueError(f"{name}: {folder} has no tokenizer.json")
+        jobs.append(Job(task, model.to(args.device), tokenizer, args.reward, args.seed, args.device))
+
+    scores, answers = [], []
+    for name, job, folder in zip("AB", jobs, (args.first, args.second), strict=True):
+        generator = torch.Generator().manual_seed(args.seed)  # the same prompts and the same noise for both
+        prompts, rollout = roll_out(
+            job.model,
+            job.tokenizer,
+            task.prompts(args.n, generator),
+            max_new_tokens=args.max_new_tokens or task.MAX_NEW_TOKENS,
+            temperature=args.temperature,
+            generator=generator,
+        )
+        scores.append(job.scorer(prompts, rollout).cpu())
+        answers.append(responses_text(rollout, job.tokenizer))
+        length = rollout.mask.sum(1).float().mean()
+        print(f"{name}  mean score {scores[-1].mean():8.3f}   tokens {length:6.1f}   {folder}")
+    rate, error = win_rate(*scores)
+    print(f"B beats A on {rate:.1%} of {args.n} prompts, ties counted half (standard error {error:.1%}).")
+    for row in range(min(3, args.n)):
+        print(f"\n{prompts[row]}")
+        for name, score, texts in zip("AB", scores, answers, strict=True):
+            print(f"  {name} {score[row]:+8.3f} | {texts[row]}")
     return 0
 
 

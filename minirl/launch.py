@@ -18,6 +18,7 @@ from minirl.model import PolicyWithValue, RewardModel, Transformer, summed
 from minirl.pretrained import load_pretrained, load_reward_model, save_pretrained
 from minirl.rollout import Rule, Scorer, model_scorer, preference_pairs, roll_out, rule_scorer
 from minirl.run import Run
+from minirl.samples import write_samples
 from minirl.tasks import DATA, digit_sum, stories
 from minirl.tokenizer import Tokenizer
 from minirl.train import critic_free, dpo, grpo, kto, ppo, pretrain, reward_model, sft
@@ -45,24 +46,32 @@ class Job:
     @property
     def scorer(self) -> Scorer:
         """--reward, or what the task is paid with: the stored reward model where there is one, else its own score."""
-        if self.reward is None:
-            stored = stored_weights(self.task, "reward_model")
-            if stored is None and getattr(self.task, "score", None) is None:
-                raise ValueError(
-                    "--reward: this task has no score of its own; name rule.py:function or a reward model's folder"
-                )
-            return rule_scorer(self.task.score, self.tokenizer) if stored is None else self._judge(stored)
-        if ".py:" in self.reward:
+        judge = self.judge
+        if judge is not None:
+            return model_scorer(judge)
+        if self.reward is not None:
             return rule_scorer(load_rule(self.reward), self.tokenizer)
-        return self._judge(Path(self.reward))
+        if getattr(self.task, "score", None) is None:
+            raise ValueError(
+                "--reward: this task has no score of its own; name rule.py:function or a reward model's folder"
+            )
+        return rule_scorer(self.task.score, self.tokenizer)
 
-    def _judge(self, folder: Path) -> Scorer:
+    @property
+    def judge(self) -> RewardModel | None:
+        """The reward model that pays, None where a rule does."""
+        if self.reward is None:
+            folder = stored_weights(self.task, "reward_model")
+        else:
+            folder = None if ".py:" in self.reward else Path(self.reward)
+        if folder is None:
+            return None
         judge, tokenizer = load_reward_model(folder)
         if tokenizer is not None and tokenizer.vocab_size != self.tokenizer.vocab_size:
             raise ValueError(
                 f"--reward: {folder} has {tokenizer.vocab_size} tokens, the policy {self.tokenizer.vocab_size}"
             )
-        return model_scorer(judge.to(self.device).requires_grad_(False))
+        return judge.to(self.device).requires_grad_(False)
 
     @property
     def watch(self) -> Scorer | None:
@@ -205,7 +214,31 @@ def train(
     run = Run(out, config=recorded, resume=resume, checkpoint_every=checkpoint_every, name=name)
     trained = loop.run(job, config, run)
     save_pretrained(trained, tokenizer, Path(out) / "final")
+    start, _ = starting_model(module, loop, model, seed)  # once more: training changed the first one
+    show_samples(replace(job, model=start.to(device)), trained, config, Path(out) / "samples.json")
     return Path(out) / "final"
+
+
+def show_samples(job: Job, trained: Transformer | PolicyWithValue | RewardModel, config, path: Path) -> None:
+    """What the starting model and the trained one write; for a reward model, what it makes of the starting model's text."""
+    models = {"before training": job.model}
+    if isinstance(trained, RewardModel):
+        models, judge = {"the model it judges": job.model}, trained
+    else:
+        models["after training"] = trained.policy if isinstance(trained, PolicyWithValue) else trained
+        judge = job.judge
+    write_samples(
+        path,
+        models,
+        job.tokenizer,
+        job.task.prompts,
+        job.scorer if judge is None else model_scorer(judge),
+        max_new_tokens=getattr(config, "max_new_tokens", job.task.MAX_NEW_TOKENS),
+        temperature=getattr(config, "temperature", 1.0),
+        judge=judge,
+        watch=job.watch,
+        seed=job.seed,
+    )
 
 
 def find_task(name: str) -> tuple[ModuleType | SimpleNamespace, dict]:

@@ -28,6 +28,7 @@ from minirl.rollout import (
     sequence_kl,
 )
 from minirl.run import Run
+from minirl.samples import write_samples
 from minirl.tasks import digit_sum, stories
 from minirl.train import dpo, grpo, ppo, pretrain, reward_model, sft
 from minirl.train.critic_free import GRPO, GRPO_KL_IN_REWARD
@@ -149,6 +150,17 @@ def walk_stories(w: Walk) -> dict:
         best = best_of(rollout, proxy(texts, rollout), BEST_OF)
         rows[f"best of {BEST_OF}"] = measured(ref, ref, texts[::BEST_OF], best, gold, proxy) | {"kl": None}
         save_pretrained(policies["PPO"], tokenizer, w.out / "stories_ppo" / "final")
+        write_samples(
+            w.out / "samples_stories.json",
+            {name: policies[name] for name in ("SFT", "PPO", "PPO, no KL")},
+            tokenizer,
+            stories.prompts,
+            proxy,
+            max_new_tokens=stories.MAX_NEW_TOKENS,
+            judge=judge,
+            watch=gold,
+            seed=w.seed,
+        )
     return {
         "rows": rows,
         "samples": samples,
@@ -212,6 +224,7 @@ def walk_digits(w: Walk) -> dict:
         sft.train(model, tokenizer, digit_sum.demonstrations, config, run)
     rows, samples = {}, {}
     rows["SFT"], samples["SFT"] = measured_digits(w, model)
+    before = copy.deepcopy(model)
 
     config = w.settings(DIGIT_SUM["grpo"])
     with w.stage("digits_grpo", config) as run:
@@ -219,6 +232,15 @@ def walk_digits(w: Walk) -> dict:
         grpo.train(model, None, tokenizer, digit_sum.prompts, rule, config, run, row=GRPO)
     rows["GRPO"], samples["GRPO"] = measured_digits(w, model)
     save_pretrained(model, tokenizer, w.out / "digits_grpo" / "final")
+    write_samples(
+        w.out / "samples_digit_sum.json",
+        {"SFT": before, "GRPO": model},
+        tokenizer,
+        digit_sum.prompts,
+        rule,
+        max_new_tokens=digit_sum.MAX_NEW_TOKENS,
+        seed=w.seed,
+    )
     return {"rows": rows, "samples": samples}
 
 

@@ -1,10 +1,14 @@
 """Pictures: one palette, titles that state the finding, units on the axes. The library runs without this file."""
 
+import html
+import io
 import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
@@ -94,3 +98,100 @@ def save_road(results: dict, out: Path) -> Path:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+# Notebooks
+
+NOTEBOOK = {  # 5.6 inches at 120 dots are 670 pixels: type of 12 points can still be read on a phone, 390 pixels wide
+    "font.size": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+}
+
+
+def panels(rows: int = 1, *, height: float = 3.2):
+    """(figure, axes): `rows` panels below each other, each `height` inches high, as wide as a page of a notebook."""
+    with plt.rc_context(NOTEBOOK):
+        return plt.subplots(rows, figsize=(5.6, rows * height), layout="constrained")
+
+
+def label(axes, title: str, *, x: str = "", y: str = "") -> None:
+    """The finding as the title, and what the axes measure, with units."""
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold")
+    axes.set(xlabel=x, ylabel=y)
+
+
+def lines(axes, records: list[dict], styles: dict[str, dict]) -> None:
+    """Columns of a run's records over its steps: {"gold_mean": {"label": "gold", "color": BLUE}, ...}."""
+    for name, style in styles.items():
+        axes.plot(column(records, "step"), column(records, name), **({"linewidth": 2.2} | style))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=11, frameon=False)
+
+
+def picture(figure: Figure, alt: str) -> None:
+    """Show the figure in a notebook, with a text for readers who cannot see it."""
+    from IPython.display import Image, display  # here, so that the command line does without IPython
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    plt.close(figure)
+    display(Image(buffer.getvalue(), alt=alt))
+
+
+def table(header: list[str], rows: list[list[str]]) -> None:
+    """Show a small table in a notebook: texts on the left, whatever the theme."""
+    from IPython.display import HTML, display
+
+    def line(cells: list[str], tag: str) -> str:
+        return "".join(f'<{tag} style="text-align:left">{html.escape(str(cell))}</{tag}>' for cell in cells)
+
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    display(HTML(f"<table><thead><tr>{line(header, 'th')}</tr></thead><tbody>{body}</tbody></table>"))
+
+
+def heat(pieces: list[str], values: list[float]) -> None:
+    """Show the tokens of a text with their values: blue above zero, orange below, and the number over each token.
+
+    The tint is translucent, so that it reads on light and dark pages, and the numbers remain where colours are removed.
+    """
+    from IPython.display import HTML, display
+
+    largest = max(map(abs, values), default=0.0) or 1.0
+    tokens = []
+    for piece, value in zip(pieces, values, strict=True):
+        red, green, blue = (0, 114, 178) if value > 0 else (230, 159, 0)
+        tint = f"rgba({red},{green},{blue},{0.6 * abs(value) / largest:.2f})"
+        tokens.append(
+            f'<ruby style="background:{tint};padding:0 3px;border-radius:3px">{html.escape(piece)}'
+            f"<rt>{value:+.1f}</rt></ruby>"
+        )
+    display(HTML(f'<p style="line-height:2.6">{" ".join(tokens)}</p>'))
+
+
+def loop_figure() -> Figure:
+    """The loop of reinforcement learning for text: roll out, score, advantages, update, and round again."""
+    figure, axes = panels(height=3.9)
+    label(axes, "Each round makes well-paid stories likelier")
+    axes.set(xlim=(0, 10), ylim=(0, 7))
+    axes.axis("off")
+    boxes = {  # centre, colour, what happens, on which example
+        "1  roll out": (2.3, 5.4, BLUE, "the policy writes stories"),
+        "2  score": (7.7, 5.4, ORANGE, "one number a story: +1.2"),
+        "3  advantages": (7.7, 1.5, PURPLE, "better than expected? +0.5"),
+        "4  update": (2.3, 1.5, GREEN, "good likelier, bad rarer"),
+    }
+    for name, (x, y, colour, example) in boxes.items():
+        frame = FancyBboxPatch((x - 2.1, y - 0.95), 4.2, 1.9, boxstyle="round,pad=0.05", fill=False)
+        frame.set(edgecolor=colour, linewidth=2.5)
+        axes.add_patch(frame)
+        axes.text(x, y + 0.35, name, ha="center", va="center", fontsize=13, weight="bold")
+        axes.text(x, y - 0.4, example, ha="center", va="center", fontsize=10.5)
+    arrow = {"arrowstyle": "-|>", "linewidth": 2.2, "color": "#222222", "mutation_scale": 18}
+    right, down, left, up = (4.5, 5.4, 5.5, 5.4), (7.7, 4.35, 7.7, 2.55), (5.5, 1.5, 4.5, 1.5), (2.3, 2.55, 2.3, 4.35)
+    for x, y, to_x, to_y in (right, down, left, up):
+        axes.annotate("", xy=(to_x, to_y), xytext=(x, y), arrowprops=arrow)
+    axes.text(5, 3.45, "policy $\\pi_\\theta$", ha="center", va="center", fontsize=14)
+    return figure

@@ -14,11 +14,11 @@ FLOORS = [
     ["losses", "model", "tokenizer", "checkpoint"],
     ["generate", "pretrained", "tasks"],
     ["rollout", "run"],
-    ["train"],
+    ["train", "samples"],
     ["road", "launch"],
     ["__main__"],
 ]
-SIDE = {"show"}  # nothing imports a side room but the command line
+SIDE = {"report", "show"}  # nothing imports a side room but the command line
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 

@@ -27,14 +27,14 @@ def tiny_transformer(vocab_size: int) -> TransformerConfig:
 PREFERENCE_PAIRS = 2500  # what the labeller is asked for
 
 STORIES = {
-    "pretrain": PretrainConfig(steps=250, batch=64, lr=6e-3, warmup=50),
-    "sft": SFTConfig(steps=60, batch=64, lr=1e-3),
+    "pretrain": PretrainConfig(steps=250, batch=64, lr=4e-3, warmup=50),
+    "sft": SFTConfig(steps=60, batch=64, lr=2e-3),
     "reward_model": RewardModelConfig(steps=160, pairs=64, lr=1e-3, weight_decay=0.1),
-    "ppo": PPOConfig(steps=60, batch=128, minibatch=32, epochs=2, max_new_tokens=40, kl_coef=0.35, lr=6e-4),
+    "ppo": PPOConfig(steps=60, batch=128, minibatch=32, epochs=2, max_new_tokens=40, kl_coef=0.3, lr=6e-4),
     "dpo": DPOConfig(steps=120, pairs=64, beta=0.2, lr=3e-4),
     "kto": KTOConfig(steps=120, batch=128, beta=0.2, lr=3e-4),
     "grpo": GRPOConfig(
-        steps=60, prompts=16, group_size=8, minibatch=32, epochs=2, max_new_tokens=40, kl_coef=0.35, lr=6e-4
+        steps=60, prompts=16, group_size=8, minibatch=32, epochs=2, max_new_tokens=40, kl_coef=0.3, lr=6e-4
     ),
 }
 
