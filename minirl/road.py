@@ -20,6 +20,7 @@ from minirl.pretrained import save_pretrained
 from minirl.rollout import (
     Scorer,
     best_of,
+    best_of_kl_bound,
     model_scorer,
     preference_pairs,
     responses_text,
@@ -280,7 +281,7 @@ def summary(results: dict) -> str:
         f"  {'':<14}{'gold':>8}{'proxy':>8}{'KL':>8}{'length':>8}{'seconds':>9}",
     ]
     for name, row in sorted(told["rows"].items(), key=lambda item: ORDER.index(item[0])):
-        kl = "< 1.84" if row["kl"] is None else f"{row['kl']:.2f}"  # best of n: log n - (n - 1) / n
+        kl = f"< {best_of_kl_bound(BEST_OF):.2f}" if row["kl"] is None else f"{row['kl']:.2f}"
         clock = f"{took[name]:.1f}" if name in took else ""
         lines.append(f"  {name:<14}{row['gold']:>8.2f}{row['proxy']:>8.2f}{kl:>8}{row['length']:>8.1f}{clock:>9}")
     lines += [

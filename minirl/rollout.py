@@ -4,6 +4,7 @@ A *scorer* judges responses: scorer(prompts, rollout) -> (B,), one prompt a row.
 reward model on tokens; both come out of the functions here, so that a loop never asks which one it has.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -16,7 +17,7 @@ from minirl.logprobs import entropy, response_slice
 from minirl.masking import blank, masked_mean
 from minirl.model import PolicyWithValue, RewardModel, Transformer
 from minirl.tokenizer import Tokenizer
-from minirl.types import Bool, Float, Int, PreferenceBatch, Rollout, Tensor, check_finite, check_knob
+from minirl.types import Bool, Float, Int, PreferenceBatch, Rollout, Tensor, check_finite, check_knob, check_rows
 
 Scorer = Callable[[list[str], Rollout], Tensor]
 Rule = Callable[[list[str], list[str]], "Tensor | list[float]"]
@@ -78,6 +79,23 @@ def model_scorer(reward_model: RewardModel, *, rows: int = 128) -> Scorer:
             for i in range(0, len(rollout), rows)
         ]
         return torch.cat(parts)
+
+    return score
+
+
+def ensemble_scorer(scorers: list[Scorer], *, caution: float = 1.0) -> Scorer:
+    """Mean minus `caution` standard deviations over several reward models: a lower confidence bound.
+
+    Reward models that learned from the same labels agree where the labels were, and part where a policy goes to please
+    one of them; the bound does not pay for that (Coste et al. 2024, "uncertainty-weighted optimisation").
+    """
+    check_knob("caution", caution, 0)
+    if len(scorers) < 2:
+        raise ValueError(f"scorers: wanted at least two to disagree, got {len(scorers)}")
+
+    def score(prompts: list[str], rollout: Rollout) -> Tensor:
+        scores = torch.stack([scorer(prompts, rollout) for scorer in scorers])
+        return scores.mean(0) - caution * scores.std(0)
 
     return score
 
@@ -182,10 +200,19 @@ def join(rollouts: list[Rollout]) -> Rollout:
 
 
 def best_of(rollout: Rollout, scores: Float[Tensor, " B"], group_size: int) -> Rollout:
-    """The best-scored row of each group of consecutive rows: best-of-n sampling."""
+    """The best-scored row of each group of consecutive rows, the first of equals: best-of-n sampling."""
+    check_rows(rollout.tokens, scores=scores)
     check_finite(scores=scores)
+    if group_size < 1 or len(scores) % group_size:
+        raise ValueError(f"group_size: wanted a divisor of {len(scores)} rows, got {group_size}")
     best = scores.view(-1, group_size).argmax(1)
     return rollout[best + group_size * torch.arange(len(best), device=best.device)]
+
+
+def best_of_kl_bound(n: int) -> float:
+    """KL(best of n || sampler) is at most log n - (n - 1) / n nats, and strictly below it where answers can coincide."""
+    check_knob("n", n, 1)
+    return math.log(n) - (n - 1) / n
 
 
 @torch.no_grad()

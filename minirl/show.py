@@ -166,7 +166,7 @@ def heat(pieces: list[str], values: list[float]) -> None:
         tint = f"rgba({red},{green},{blue},{0.6 * abs(value) / largest:.2f})"
         tokens.append(
             f'<ruby style="background:{tint};padding:0 3px;border-radius:3px">{html.escape(piece)}'
-            f"<rt>{value:+.1f}</rt></ruby>"
+            f"<rt>{value:+z.1f}</rt></ruby>"
         )
     display(HTML(f'<p style="line-height:2.6">{" ".join(tokens)}</p>'))
 

@@ -23,7 +23,9 @@ def by_method(rows) -> dict:
     """{(world, method): {column: number}} of one seed."""
     return {
         (row["world"], row["method"]): {
-            name: float(value) for name, value in row.items() if name not in ("world", "method") and value not in ("", None)
+            name: float(value)
+            for name, value in row.items()
+            if name not in ("world", "method") and value not in ("", None)
         }
         for row in rows
     }

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -7,7 +9,9 @@ from minirl.logprobs import token_logprobs
 from minirl.model import PolicyWithValue, RewardModel, Transformer, TransformerConfig, summed
 from minirl.rollout import (
     best_of,
+    best_of_kl_bound,
     encode_examples,
+    ensemble_scorer,
     join,
     lay_out,
     model_scorer,
@@ -119,6 +123,32 @@ def test_best_of_picks_the_highest_of_each_group():
     _, rollout = sampled(tiny(), ["12=", "345="], group_size=2)
     best = best_of(rollout, torch.tensor([0.0, 1.0, 3.0, 2.0]), 2)
     assert torch.equal(best.tokens, rollout.tokens[[1, 2]])
+
+
+def test_best_of_n_stays_below_its_bound():
+    """Four equally likely outcomes, best of two by a strict order: the winner's chances are 1, 3, 5 and 7 in 16."""
+    kl = sum(p / 16 * math.log(p / 16 * 4) for p in (1, 3, 5, 7))
+    assert 0 < kl < best_of_kl_bound(2) == pytest.approx(math.log(2) - 0.5)
+    assert best_of_kl_bound(1) == 0
+
+
+def test_best_of_refuses_what_is_no_group():
+    _, rollout = sampled(tiny())
+    with pytest.raises(ValueError, match="group_size: wanted a divisor of 4 rows, got 3"):
+        best_of(rollout, torch.zeros(4), 3)
+    with pytest.raises(ValueError, match="scores"):
+        best_of(rollout, torch.zeros(3), 3)
+
+
+def test_an_ensemble_does_not_pay_for_disagreement():
+    texts, rollout = sampled(tiny())
+    one, two = torch.tensor([1.0, 2.0, 0.0, 5.0]), torch.tensor([1.0, 4.0, 0.0, -5.0])
+    scorer = ensemble_scorer([lambda p, r: one, lambda p, r: two], caution=0.5)
+    # means 1, 3, 0, 0; standard deviations 0, sqrt 2, 0, 5 sqrt 2
+    expected = [1.0, 3 - 0.5 * 2**0.5, 0.0, -2.5 * 2**0.5]
+    assert scorer(texts, rollout).tolist() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="scorers: wanted at least two"):
+        ensemble_scorer([lambda p, r: one])
 
 
 def test_a_rule_must_give_one_number_a_response():
