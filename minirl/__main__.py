@@ -104,6 +104,10 @@ def add_loop(parser: argparse.ArgumentParser, loop) -> None:
     parser.add_argument("--reward", help="rule.py:function or a reward model's folder (what the task is paid with)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--checkpoint-every", type=int, default=10, metavar="STEPS", help="(10)")
+    if "temperature" in {field.name for field in fields(loop.config)}:
+        parser.add_argument(
+            "--top-p", type=float, default=1.0, help="only 1.0: training samples the whole distribution"
+        )
     knobs = parser.add_argument_group("knobs", "Without one, the setting that was found for the task.")
     for field in fields(loop.config):
         if field.name != "seed":
@@ -135,7 +139,9 @@ def run_road(args) -> int:
 
 def run_train(args) -> int:
     from minirl.launch import LOOPS, train
+    from minirl.rollout import check_whole_distribution
 
+    check_whole_distribution(getattr(args, "top_p", 1.0))
     given = {field.name: getattr(args, field.name) for field in fields(LOOPS[args.name].config) if field.name != "seed"}
     final = train(
         args.name,

@@ -125,7 +125,7 @@ def walk_stories(w: Walk) -> dict:
         ppo.train(actor, ref, tokenizer, stories.prompts, proxy, config, run, watch=gold)
         policies["PPO"] = actor.policy
 
-    config = w.settings(STORIES["ppo"], kl_coef=0.0)
+    config = w.settings(STORIES["ppo"], kl_coef=0.0, kl_target=None)
     with w.stage("stories_ppo_without_kl", config) as run:
         actor = PolicyWithValue(copy_of(ref))
         ppo.train(actor, ref, tokenizer, stories.prompts, proxy, config, run, watch=gold)

@@ -31,13 +31,15 @@ def roll_out(
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     group_size: int = 1,
     generator: torch.Generator | None = None,
 ) -> tuple[list[str], Rollout]:
-    """Sample group_size responses to each prompt, for training: always the whole distribution, never its nucleus.
+    """Sample group_size responses to each prompt, for training: the whole distribution, never its nucleus.
 
-    Returns (prompts, rollout) with the prompts repeated to one a row.
+    Returns (prompts, rollout) with the prompts repeated to one a row. ValueError for top_p < 1.
     """
+    check_whole_distribution(top_p)
     rollout = generate(
         model,
         [tokenizer.encode(prompt) for prompt in prompts],
@@ -48,6 +50,15 @@ def roll_out(
         generator=generator,
     )
     return [prompt for prompt in prompts for _ in range(group_size)], rollout
+
+
+def check_whole_distribution(top_p: float) -> None:
+    if top_p != 1:
+        raise ValueError(
+            f"top_p: training wants 1.0, got {top_p}. A nucleus gives every other token probability 0, while the policy "
+            f"that is trained does not: the ratio of new to old probabilities would compare two different "
+            f"distributions. Lower the temperature instead, and use top_p when generating"
+        )
 
 
 def responses_text(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:

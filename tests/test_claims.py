@@ -1,4 +1,5 @@
-"""What the main job claims, on seeds that no setting was chosen on. CI reads the stored study; nightly runs it again."""
+"""What the main job and the loops claim, on seeds that no setting was chosen on. CI reads the stored studies; nightly runs
+them again."""
 
 import csv
 import importlib.util
@@ -7,9 +8,8 @@ from collections import defaultdict
 import pytest
 import torch
 
+from minirl.launch import LOOPS
 from minirl.tasks import DATA
-
-STUDY = DATA / "studies" / "road.csv"
 
 
 def make_studies():
@@ -31,10 +31,17 @@ def by_method(rows) -> dict:
     }
 
 
+def study(name: str) -> str:
+    return (DATA / "studies" / f"{name}.csv").read_text()
+
+
+def rows_of(name: str) -> list[dict]:
+    return list(csv.DictReader(line for line in study(name).splitlines() if not line.startswith("#")))
+
+
 def stored() -> dict[int, dict]:
-    lines = [line for line in STUDY.read_text().splitlines() if not line.startswith("#")]
     seeds = defaultdict(list)
-    for row in csv.DictReader(lines):
+    for row in rows_of("road"):
         seeds[int(row["seed"])].append(row)
     return {seed: by_method(rows) for seed, rows in seeds.items()}
 
@@ -53,8 +60,10 @@ def assert_claims(rows: dict) -> None:
     assert before["worked"] < 0.25 and after["worked"] > 0.9
 
 
-def test_the_stored_study_is_of_these_settings():
-    assert f"# settings: {make_studies().settings_hash()}\n" in STUDY.read_text()
+@pytest.mark.parametrize("name", ["road", "loops"])
+def test_the_stored_study_is_of_these_settings(name):
+    assert f"# command: python data/make_studies.py {name}\n" in study(name)
+    assert f"# settings: {make_studies().settings_hash()}\n" in study(name)
 
 
 @pytest.mark.parametrize("seed", [3, 4, 5])
@@ -67,3 +76,28 @@ def test_the_claims_hold_in_the_stored_study(seed):
 def test_the_claims_hold_when_run_again(seed):
     torch.set_num_threads(1)
     assert_claims(by_method(make_studies().road_rows(seed)))
+
+
+FLOORS = {"simpo": 0.4, "orpo": 0.0} | dict.fromkeys(["dpo", "ipo", "cdpo", "robust", "kto"], 0.5)
+
+
+def assert_loops_learn(rows: list[dict]) -> None:
+    """From below .3: to above .9 where the policy samples, above .5 from fixed noisy pairs. ORPO, whose SFT term copies the
+    chosen answers, most of them direct, is not expected to gain here."""
+    reached = {row["loop"]: float(row["accuracy"]) for row in rows}
+    assert reached.pop("none") < 0.3
+    assert reached.keys() == LOOPS.keys() - {"pretrain", "sft", "reward_model"}
+    for name, accuracy in reached.items():
+        assert accuracy > FLOORS.get(name, 0.9), name
+
+
+@pytest.mark.parametrize("seed", ["12", "13", "14"])
+def test_every_loop_learned_in_the_stored_study(seed):
+    assert_loops_learn([row for row in rows_of("loops") if row["seed"] == seed])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", [12, 13, 14])
+def test_every_loop_learns_when_run_again(seed):
+    torch.set_num_threads(1)
+    assert_loops_learn(make_studies().loop_rows(seed))

@@ -83,6 +83,10 @@ def test_same_seed_same_bytes(tmp_path):
         (["grpo", "--clip-eps", "-1"], "clip_eps: wanted a finite number in (0, 1], got -1.0"),
         (["grpo", "--group-size", "1", "--prompts", "4"], "group_size"),
         (["ppo", "--device", "abacus"], "--device: 'abacus' cannot be used here"),
+        (
+            ["ppo", "--top-p", "0.9"],
+            "top_p: training wants 1.0, got 0.9. A nucleus gives every other token probability 0",
+        ),
         (["ppo", "--threads", "0"], "--threads: wanted at least 1, got 0"),
     ],
 )

@@ -48,6 +48,11 @@ def test_recomputed_logprobs_are_the_samplers():
     assert torch.allclose(logprobs[rollout.mask], rollout.logprobs[rollout.mask], atol=1e-5)
 
 
+def test_training_refuses_a_nucleus_and_says_why():
+    with pytest.raises(ValueError, match=r"top_p: training wants 1\.0, got 0\.9.*two different distributions"):
+        roll_out(tiny(), digit_sum.tokenizer(), ["12="], max_new_tokens=3, top_p=0.9)
+
+
 def test_temperature_divides_the_logits():
     model = tiny()
     generator = torch.Generator().manual_seed(0)

@@ -30,7 +30,18 @@ STORIES = {
     "pretrain": PretrainConfig(steps=250, batch=64, lr=4e-3, warmup=50),
     "sft": SFTConfig(steps=60, batch=64, lr=2e-3),
     "reward_model": RewardModelConfig(steps=160, pairs=64, lr=1e-3, weight_decay=0.1),
-    "ppo": PPOConfig(steps=60, batch=128, minibatch=32, epochs=2, max_new_tokens=40, kl_coef=0.3, lr=6e-4),
+    # Reward models of other seeds differ in scale: one price of a nat would mean another KL for each, one KL does not.
+    "ppo": PPOConfig(
+        steps=60,
+        batch=128,
+        minibatch=32,
+        epochs=2,
+        max_new_tokens=40,
+        kl_coef=0.25,
+        kl_target=3.2,
+        kl_horizon=1000,
+        lr=6e-4,
+    ),
     "dpo": DPOConfig(steps=120, pairs=64, beta=0.2, lr=3e-4),
     "kto": KTOConfig(steps=120, batch=128, beta=0.2, lr=3e-4),
     "grpo": GRPOConfig(
@@ -46,6 +57,6 @@ DIGIT_SUM = {
     "dpo": DPOConfig(steps=120, pairs=64, beta=0.1, lr=3e-4),
     "kto": KTOConfig(steps=120, batch=128, beta=0.1, lr=3e-4),
     "grpo": GRPOConfig(
-        steps=40, prompts=16, group_size=16, minibatch=256, epochs=1, max_new_tokens=12, kl_coef=0.0, lr=5e-4
+        steps=60, prompts=16, group_size=16, minibatch=256, epochs=1, max_new_tokens=12, kl_coef=0.0, lr=5e-4
     ),
 }
