@@ -224,6 +224,13 @@ def test_truncated_rows_are_left_out_where_the_row_says_so(base):
     assert torch.equal(counted[rollout.finished], rollout.mask[rollout.finished])
 
 
+def test_a_batch_of_truncated_responses_is_a_clear_error(base):
+    rule = rule_scorer(lambda prompts, responses: [float(ord(r[0])) for r in responses], TOKENIZER)
+    config = settings("grpo", prompts=4, group_size=4, max_new_tokens=1)
+    with pytest.raises(ValueError, match="max_new_tokens: every response ran into the limit of 1"):
+        grpo.train(copy.deepcopy(base), None, TOKENIZER, digit_sum.prompts, rule, config, quiet(), row=critic_free.DAPO)
+
+
 def test_grpo_without_a_reference_needs_no_kl(base):
     rule = rule_scorer(digit_sum.score, TOKENIZER)
     with pytest.raises(ValueError, match="ref: wanted a model"):

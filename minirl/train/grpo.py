@@ -73,6 +73,11 @@ def train(
         texts, rollout, scores, dead = sample_groups(policy, tokenizer, prompts, score, config, row, generator)
         response, length = rollout.response, rollout.response.shape[1]
         mask = row.counted(rollout)
+        if not mask.any():
+            raise ValueError(
+                f"max_new_tokens: every response ran into the limit of {config.max_new_tokens}, and this row trains only "
+                f"on those that ended"
+            )
         old_logprobs = rollout.logprobs
         ref_logprobs = kl = torch.zeros_like(old_logprobs)
         if ref is not None:
@@ -89,6 +94,8 @@ def train(
         # 4. update
         for _ in range(config.epochs):
             for rows in torch.randperm(len(rollout), generator=generator).split(config.minibatch):
+                if not mask[rows].any():  # a minibatch of truncated responses, where the row leaves these out
+                    continue
                 part = rollout[rows]
                 logits = response_logits(policy, part.tokens, part.starts, length, temperature=config.temperature)
                 logprobs = token_logprobs(logits, part.response)
@@ -107,7 +114,7 @@ def train(
             | {
                 "loss": loss.detach(),
                 "reward_mean": scores.mean(),
-                "reward_std": scores.std(),
+                "reward_std": scores.std(correction=0),
                 "dead_groups": dead,
                 "entropy": masked_mean(entropy(logits.detach()), part.mask),
                 "length_mean": rollout.mask.sum(1).float().mean(),

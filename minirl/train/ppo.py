@@ -121,14 +121,14 @@ def train(
             step,
             {
                 "reward_mean": scores.mean(),
-                "reward_std": scores.std(),
+                "reward_std": scores.std(correction=0),
                 "kl": sequence_kl,
                 "kl_coef": torch.tensor(kl_coef),
                 "entropy": mean_entropy.detach(),
                 "policy_loss": policy_loss.detach(),
                 "value_loss": value_loss.detach(),
                 "explained_variance": value_stats["explained_variance"],
-                "advantage_std": advantages[mask].std(),
+                "advantage_std": advantages[mask].std(correction=0),
                 "length_mean": mask.sum(1).float().mean(),
                 "finished": rollout.finished.float().mean(),
             }
