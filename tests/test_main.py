@@ -141,6 +141,16 @@ def test_a_second_run_in_one_folder_asks_for_resume(tmp_path, capsys):
     assert train(tmp_path / "out", *arguments, "--resume") == 0
 
 
+def test_a_run_can_be_made_longer(tmp_path):
+    """Where the learning rate does not depend on the number of steps, more steps later are the same as all at once."""
+    arguments = ["grpo", "--task", "digit_sum", "--prompts", "4", "--checkpoint-every", "2"]
+    assert train(tmp_path / "a", *arguments, "--steps", "2") == 0
+    assert train(tmp_path / "a", *arguments, "--steps", "4", "--resume") == 0
+    assert train(tmp_path / "b", *arguments, "--steps", "4") == 0
+    for file in ("metrics.jsonl", "final/model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
 def test_prompts_from_a_file_and_a_rule_from_a_file(tmp_path):
     prompts, rule = tmp_path / "prompts.jsonl", tmp_path / "rule.py"
     prompts.write_text('{"prompt": "12="}\n{"prompt": "3456="}\n')
