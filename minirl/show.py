@@ -43,7 +43,9 @@ def column(records: list[dict], name: str) -> list[float]:
 def road_figure(results: dict, out: Path) -> Figure:
     """Three panels: what the two PPO runs did to proxy and gold, where every method ended, and the digit world."""
     out = Path(out)
-    figure, (over, ends, digits) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, (over, ends, digits) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    if results["quick"]:
+        figure.suptitle("A quick walk: a few steps of each stage, nothing is learned and no title is to be believed")
     draw_overoptimisation(over, out)
     draw_end_points(ends, results["stories"]["rows"])
     draw_digits(digits, read_metrics(out / "digits_grpo" / "metrics.jsonl"), results["digit_sum"]["rows"])
@@ -71,7 +73,7 @@ def draw_end_points(axes, rows: dict[str, dict]) -> None:
     axes.axvline(0, color="#222222", linewidth=1)
     axes.invert_yaxis()
     axes.set_xlim(-4.2, max(2.2, *gains) + 0.8)
-    axes.set_title("What the hidden reader got out of it")
+    axes.set_title("At a few nats of KL the hidden reader gains")
     axes.set_xlabel("gold gained over SFT (bars are cut at -3)")
 
 
@@ -85,9 +87,7 @@ def draw_digits(axes, records: list[dict], rows: dict[str, dict]) -> None:
     length.plot(steps, column(records, "length_mean"), color=PURPLE, linestyle=":", label="length")
     length.set_ylabel("tokens an answer")
     length.set_ylim(0, 10)
-    axes.set_title(
-        f"Right and wrong alone: {rows['SFT']['accuracy']:.0%} to {rows['GRPO']['accuracy']:.0%}, by thinking longer"
-    )
+    axes.set_title(f"{rows['SFT']['accuracy']:.0%} to {rows['GRPO']['accuracy']:.0%} right, by working it out")
     lines = axes.get_lines() + length.get_lines()
     axes.legend(lines, [line.get_label() for line in lines], fontsize=8, loc="lower right")
 
