@@ -1,6 +1,7 @@
 """The command line as a user meets it: what works, and one clear line for what does not."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch
 
 from minirl.__main__ import main
 from minirl.launch import LOOPS
+from minirl.types import STATS
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,8 @@ def test_every_loop_runs_from_the_command_line(tmp_path, name):
     assert train(out, name, "--task", task, "--steps", "2", "--seed", "3", *small) == 0
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2]
-    assert all(record["loss"] == record["loss"] for record in records)
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    assert {name for record in records for name in record} <= {"step", *STATS}  # one vocabulary
     config = json.loads((out / "config.json").read_text())
     assert config["loop"] == name and config["seed"] == 3 and config["steps"] == 2
     assert (out / "final" / "model.safetensors").exists()
