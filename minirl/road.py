@@ -6,7 +6,6 @@ digit sums   pretrain -> SFT -> GRPO from right and wrong alone
 
 import contextlib
 import copy
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -314,7 +313,3 @@ def fresh_folder(parent: Path) -> Path:
     while (folder := parent / ("road" if n == 1 else f"road_{n}")).exists():
         n += 1
     return folder
-
-
-def load_results(out: Path) -> dict:
-    return json.loads((out / "results.json").read_text())

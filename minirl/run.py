@@ -73,13 +73,18 @@ class Run:
             "threads": torch.get_num_threads(),
         }
         config = json.loads(json.dumps(config))
-        if path.exists():
+        if path.exists() and self._has_begun():
             if not self.resume:
                 raise ValueError(
                     f"{self.out}: already holds a run; add --resume to go on with it, or choose another --out"
                 )
             _same_config(path, config)
         write_json(path, config)
+
+    def _has_begun(self) -> bool:
+        """A start that failed before its first step, over a mistyped argument say, leaves nothing worth keeping."""
+        metrics = self.out / "metrics.jsonl"
+        return bool(checkpoints(self.out / "checkpoints")) or (metrics.exists() and metrics.stat().st_size > 0)
 
     def track(self, **objects) -> int:
         """Names the state of the loop: modules, optimisers, torch.Generators, and objects with plain attributes.

@@ -1,9 +1,12 @@
 """The floors of the house. Imports run downwards only; rooms on one floor do not know each other."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+
+import minirl
 
 PACKAGE = Path(__file__).resolve().parents[1] / "minirl"
 
@@ -74,3 +77,10 @@ def test_library_runs_without_plots_or_notebooks():
                 for alias in node.names
             }
             assert not names & {"matplotlib", "IPython", "jupyter"}, path
+
+
+def test_readme_speaks_of_one_repository():
+    """minirl.REPOSITORY is the one name; whoever changes it is told where else it is written."""
+    readme = (PACKAGE.parent / "README.md").read_text()
+    named = re.findall(r"/github/([\w.-]+/[\w.-]+)|//github\.com/([\w.-]+/[\w.-]+)", readme)
+    assert {colab or clone for colab, clone in named} == {minirl.REPOSITORY}

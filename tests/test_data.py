@@ -82,3 +82,13 @@ def test_the_stored_tokenizers_are_those_of_the_tasks(task):
     prompts = task.prompts(50, torch.Generator().manual_seed(5))
     assert [stored.encode(p) for p in prompts] == [task.tokenizer().encode(p) for p in prompts]
     assert (stored.eos_id, stored.vocab_size) == (task.tokenizer().eos_id, task.tokenizer().vocab_size)
+
+
+def test_the_stored_weights_are_small_and_have_their_hashes():
+    hashes = json.loads((DATA / "weights" / "hashes.json").read_text())
+    files = {path.relative_to(DATA / "weights").as_posix(): path for path in (DATA / "weights").glob("*/*")}
+    assert files.keys() == hashes.keys()
+    for name, path in files.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == hashes[name], name
+    for folder in {path.parent for path in files.values()}:
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000

@@ -90,6 +90,12 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
     assert len(lines(tmp_path)) == 2
 
 
+def test_a_start_that_failed_before_its_first_step_is_forgotten(tmp_path):
+    make(tmp_path, config={"reward": "tpyo.py"})
+    assert loop(make(tmp_path, config={"reward": "typo.py"}), 2).total == 3
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["reward"] == "typo.py"
+
+
 def test_resume_with_another_setting_names_it(tmp_path):
     loop(make(tmp_path), 2)
     with pytest.raises(ValueError, match=r"lr = 0\.1, not 0\.2"):

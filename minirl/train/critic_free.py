@@ -26,7 +26,7 @@ from minirl.advantages import (
     group_relative_advantages,
     leave_one_out_advantages,
 )
-from minirl.kl import kl_k1, kl_k3
+from minirl.kl import kl_k3
 from minirl.losses.policy import cispo_loss, grpo_loss, gspo_loss, weighted_logprob_loss
 from minirl.masking import blank, fixed_length_mean, sequence_mean, token_mean
 from minirl.types import Reducer, Rollout, Stats, Tensor
@@ -132,11 +132,6 @@ def charged(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
 
 def k3_penalty(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
     return kl_k3(blank(logprobs, mask), blank(ref_logprobs, mask))
-
-
-def k1_penalty(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """What looks like the KL and, as a term of a loss, has no gradient on average. For experiments."""
-    return kl_k1(blank(logprobs, mask), blank(ref_logprobs, mask))
 
 
 # Which groups and which tokens.
