@@ -1,14 +1,19 @@
 """Pictures: one palette, titles that state the finding, units on the axes. The library runs without this file."""
 
+import csv
 import html
+import inspect
 import io
 import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
+
+from minirl.tasks import DATA
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
@@ -38,6 +43,20 @@ def read_metrics(path: Path) -> list[dict]:
 
 def column(records: list[dict], name: str) -> list[float]:
     return [record[name] for record in records]
+
+
+def study(name: str) -> list[dict]:
+    """The rows of a stored study, data/studies/NAME.csv, with numbers where the cells are numbers."""
+
+    def number(cell: str):
+        try:
+            return float(cell)
+        except ValueError:
+            return cell
+
+    text = (DATA / "studies" / f"{name}.csv").read_text()
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    return [{key: number(cell) for key, cell in row.items()} for row in rows]
 
 
 def road_figure(results: dict, out: Path) -> Figure:
@@ -152,23 +171,72 @@ def table(header: list[str], rows: list[list[str]]) -> None:
     display(HTML(f"<table><thead><tr>{line(header, 'th')}</tr></thead><tbody>{body}</tbody></table>"))
 
 
+def tint(value: float, largest: float) -> str:
+    """A translucent colour that reads on light and dark pages: blue above zero, orange below, stronger further out."""
+    red, green, blue = (0, 114, 178) if value > 0 else (230, 159, 0)
+    return f"rgba({red},{green},{blue},{0.6 * abs(value) / (largest or 1.0):.2f})"
+
+
 def heat(pieces: list[str], values: list[float]) -> None:
     """Show the tokens of a text with their values: blue above zero, orange below, and the number over each token.
 
-    The tint is translucent, so that it reads on light and dark pages, and the numbers remain where colours are removed.
+    The numbers remain where colours are removed.
     """
     from IPython.display import HTML, display
 
-    largest = max(map(abs, values), default=0.0) or 1.0
-    tokens = []
-    for piece, value in zip(pieces, values, strict=True):
-        red, green, blue = (0, 114, 178) if value > 0 else (230, 159, 0)
-        tint = f"rgba({red},{green},{blue},{0.6 * abs(value) / largest:.2f})"
-        tokens.append(
-            f'<ruby style="background:{tint};padding:0 3px;border-radius:3px">{html.escape(piece)}'
-            f"<rt>{value:+z.1f}</rt></ruby>"
-        )
+    largest = max(map(abs, values), default=0.0)
+    tokens = [
+        f'<ruby style="background:{tint(value, largest)};padding:0 3px;border-radius:3px">{html.escape(piece)}'
+        f"<rt>{value:+z.1f}</rt></ruby>"
+        for piece, value in zip(pieces, values, strict=True)
+    ]
     display(HTML(f'<p style="line-height:2.6">{" ".join(tokens)}</p>'))
+
+
+def heat_table(pieces: list[str], rows: dict[str, list[float]], *, digits: int = 2) -> None:
+    """Show several quantities of each token, one row a quantity, each row tinted on its own scale.
+
+    heat_table(["once", "upon", "."], {"logprob": [-1.2, -0.1, -0.3], "advantage": [0.4, 0.1, -0.2]})
+    """
+    from IPython.display import HTML, display
+
+    def line(name: str, values: list[float]) -> str:
+        largest = max(map(abs, values), default=0.0)
+        shown = zip(pieces, values, strict=True)
+        cells = "".join(f'<td style="background:{tint(v, largest)}">{v:+z.{digits}f}</td>' for _, v in shown)
+        return f'<tr><th style="text-align:left">{html.escape(name)}</th>{cells}</tr>'
+
+    head = "".join(f"<th>{html.escape(piece)}</th>" for piece in pieces)
+    body = "".join(line(name, values) for name, values in rows.items())
+    display(HTML(f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"))
+
+
+def symbols(*rows: tuple) -> None:
+    """Show what the formula calls it, what the code calls it, and the shape it has: ("$V(s_t)$", "values", values).
+
+    The third entry is the tensor itself, so that the shape on the page is the shape in memory; a string stays as it is.
+    """
+    from IPython.display import Markdown, display
+
+    def shape(thing) -> str:
+        return thing if isinstance(thing, str) else "(" + ", ".join(map(str, thing.shape)) + ")"
+
+    lines = [f"| {mathematics} | `{code}` | {shape(thing)} |" for mathematics, code, thing in rows]
+    display(Markdown("\n".join(["| mathematics | code | shape |", "| --- | --- | --- |", *lines])))
+
+
+def source(function) -> None:
+    """Show the library's own source, so that the page and the library cannot drift apart."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(f"```python\n{inspect.getsource(function).rstrip()}\n```"))
+
+
+def bands(axes, steps: list[float], curves, *, label: str, color: str, **style) -> None:
+    """One curve a seed, (seeds, steps): the line is their median, the band reaches from the lowest to the highest."""
+    curves = np.asarray(curves, dtype=float)
+    axes.plot(steps, np.median(curves, axis=0), color=color, label=label, **({"linewidth": 2.2} | style))
+    axes.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.2, linewidth=0)
 
 
 def loop_figure() -> Figure:

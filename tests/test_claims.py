@@ -7,13 +7,16 @@ from collections import defaultdict
 
 import pytest
 import torch
+from store import settings_hash
 
 from minirl.launch import LOOPS
 from minirl.tasks import DATA
 
+STUDIES = sorted(path.stem for path in (DATA / "studies").glob("*.csv"))
 
-def make_studies():
-    spec = importlib.util.spec_from_file_location("make_studies", DATA / "make_studies.py")
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(f"study_{name}", DATA / "studies" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -60,10 +63,10 @@ def assert_claims(rows: dict) -> None:
     assert before["worked"] < 0.25 and after["worked"] > 0.9
 
 
-@pytest.mark.parametrize("name", ["road", "loops"])
+@pytest.mark.parametrize("name", STUDIES)
 def test_the_stored_study_is_of_these_settings(name):
-    assert f"# command: python data/make_studies.py {name}\n" in study(name)
-    assert f"# settings: {make_studies().settings_hash()}\n" in study(name)
+    assert study(name).startswith(f"# command: python data/studies/{name}.py\n")
+    assert f"# settings: {settings_hash(script(name).SETTINGS)}\n" in study(name)
 
 
 @pytest.mark.parametrize("seed", [3, 4, 5])
@@ -75,7 +78,7 @@ def test_the_claims_hold_in_the_stored_study(seed):
 @pytest.mark.parametrize("seed", [3, 4, 5])
 def test_the_claims_hold_when_run_again(seed):
     torch.set_num_threads(1)
-    assert_claims(by_method(make_studies().road_rows(seed)))
+    assert_claims(by_method(script("road").road_rows(seed)))
 
 
 FLOORS = {"simpo": 0.4, "orpo": 0.0} | dict.fromkeys(["dpo", "ipo", "cdpo", "robust", "kto"], 0.5)
@@ -100,4 +103,4 @@ def test_every_loop_learned_in_the_stored_study(seed):
 @pytest.mark.parametrize("seed", [12, 13, 14])
 def test_every_loop_learns_when_run_again(seed):
     torch.set_num_threads(1)
-    assert_loops_learn(make_studies().loop_rows(seed))
+    assert_loops_learn(script("loops").loop_rows(seed))
