@@ -97,8 +97,8 @@ class World:
         return Tokenizer(backend, eos="a" if self.eos == 0 else None)
 
     def prompts(self, n: int, generator: torch.Generator | None = None) -> list[str]:
-        """There is one prompt, the letter b: n times."""
-        return ["b"] * n
+        """There is one prompt, the letter a, n times: token 0, the end token, stands before every sequence as in GPT-2."""
+        return ["a"] * n
 
     def scorer(self, scores: Float[Tensor, " Y"]) -> Callable[[list[str], Rollout], Tensor]:
         """A scorer for the loops: a table of one score a sequence."""
@@ -106,7 +106,10 @@ class World:
         return lambda prompts, rollout: scores.to(rollout.tokens.device)[self.rows(rollout.response, rollout.mask)]
 
 
-PROMPT = [1]  # what World.tokenizer makes of World.prompts
+# What World.tokenizer makes of World.prompts. No prefix holds the end token, so that a prompt of it tells every prefix from
+# every other. Without an end token a prompt is one of the tokens that follow, and rotary positions cannot tell "a" from
+# "aa" from "aaa", where all there is to attend to is the same: give such a world to a model with learned positions.
+PROMPT = [0]
 
 
 def policy_logits(world: World, model: Transformer, prompt: Sequence[int] = PROMPT) -> Float[Tensor, "S V"]:
