@@ -54,10 +54,11 @@ def gae(
         A_t     = delta_t + gamma * lam * A_{t+1}
         returns = A + V
 
-    lam = 0 trusts the critic (one TD error), lam = 1 trusts the rewards (return minus value). `last_values` is the
-    value after the last counted token: None, which is 0, when the text has ended; the critic's value of the next state
-    when an episode was cut off. The returns are the lambda-returns that the value head is trained on. Compute `values`
-    without gradient: advantages and returns are targets.
+    lam = 0 trusts the critic (one TD error), lam = 1 trusts the rewards (return minus value). gamma = 1 for text: below it
+    the early tokens of long responses are discounted, and the optimum moves. `last_values` is the value after the last
+    counted token: None, which is 0, when the text has ended; the critic's value of the next state when an episode was cut
+    off. The returns are the lambda-returns that the value head is trained on. Compute `values` without gradient:
+    advantages and returns are targets.
     """
     check_dims(2, rewards=rewards, values=values, mask=mask)
     check_shapes(rewards=rewards, values=values, mask=mask)

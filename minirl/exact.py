@@ -241,8 +241,8 @@ def expected_gradient(
     """(mean, variance) of the gradient of loss(rows), rows (batch,) drawn independently from `probabilities`.
 
     Every batch is enumerated, Y ** batch of them, so that losses that mix their rows (group baselines, whitening) are
-    treated rightly. The mean has the shape of `parameter`; the variance is the sum over its entries,
-    E|g|^2 - |E g|^2. ValueError beyond 100,000 batches.
+    treated rightly. `loss` has to compute its log-probabilities anew in each call. The mean has the shape of `parameter`;
+    the variance is the sum over its entries, E|g|^2 - |E g|^2. ValueError beyond 100,000 batches.
     """
     check_knob("batch", batch, 1)
     possible = torch.nonzero(probabilities > 0).squeeze(1).tolist()

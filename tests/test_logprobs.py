@@ -76,6 +76,11 @@ def test_sequence_logprobs_by_hand():
     assert average_logprobs(logprobs, mask).tolist() == [-2.5, -16, 0]
 
 
+def test_each_counted_token_moves_sequence_logprobs_alike():
+    logprobs, mask = leaf(normal(0, 6, 7)), random_mask(0)
+    assert equal(gradient(sequence_logprobs(logprobs, mask).sum(), logprobs), mask.double())
+
+
 # Alignment
 
 
@@ -85,6 +90,12 @@ def test_the_response_slice_starts_one_before_the_response_and_ends_one_before_i
     assert response_slice(positions, 2).tolist() == [[2, 3], [2, 3]]
     assert response_slice(positions, 4).tolist() == [[0, 1, 2, 3]] * 2
     assert torch.equal(response_slice(normal(0, 2, 5, 3), 1), normal(0, 2, 5, 3)[:, 3:4])
+
+
+def test_the_response_slice_hands_gradients_to_the_positions_it_keeps_and_no_other():
+    logits = leaf(normal(0, 2, 5, 3))
+    kept = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0]).view(1, 5, 1).expand(2, 5, 3).double()
+    assert equal(gradient(response_slice(logits, 2).sum(), logits), kept)
 
 
 def test_sliced_logits_predict_the_response_they_are_gathered_with():

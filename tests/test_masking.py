@@ -140,6 +140,11 @@ def test_a_token_mean_weighs_long_answers_more_and_a_sequence_mean_does_not():
     assert token_mean(x, mask) == 3 / 5 and sequence_mean(x, mask) == 0
 
 
+def test_over_a_fixed_length_every_counted_token_pulls_alike():
+    mask, x = random_mask(0), leaf(normal(0, 6, 7))
+    assert equal(gradient(fixed_length_mean(5)(x, mask), x), mask.double() / 30)
+
+
 def test_micro_batches_add_up_to_the_batch():
     mask, x = random_mask(3), leaf(normal(3, 6, 7))
     whole = token_mean(x, mask)

@@ -34,7 +34,8 @@ def reinforce_loss(
     """-A_t log pi(a_t | s_t): the policy gradient as a loss (Williams 1992).
 
     Its value means nothing; its gradient is minus the policy gradient, if `reduce` is `fixed_length_mean(1)` and the
-    advantages are unbiased. Token and sequence means rescale it.
+    advantages are unbiased. Token and sequence means rescale it where all responses are equally long; elsewhere they
+    change its direction too, towards what short responses want.
     """
     logprobs, advantages = _per_token(mask, logprobs=logprobs, advantages=advantages)
     loss = reduce(-advantages.detach() * logprobs, mask)
@@ -163,7 +164,8 @@ def gspo_loss(
         ratio_i = exp(mean_t(logprobs - old_logprobs))
         loss    = -mean_i min(ratio_i * A_i, clip(ratio_i, 1 - clip_eps, 1 + clip_eps_high) * A_i)
 
-    A mean of log-ratios moves far less than one token's, hence the small clip_eps.
+    A mean of log-ratios moves far less than one token's, hence the small clip_eps. The loss holds no KL: with k3 added to
+    it, as in GRPO, it stops short of the KL-regularised optimum.
     """
     low, high = _clip_range(clip_eps, clip_eps_high)
     advantages = _per_row(mask, advantages=advantages)
@@ -188,7 +190,7 @@ def cispo_loss(
     """-sg(min(ratio, 1 + clip_eps_high)) * A * logprobs (CISPO, MiniMax-M1 2025, eq. 4-5; sg stops the gradient).
 
     The importance weight is clipped and not the objective, so no token loses its gradient. The ceiling stands around 1
-    here; TRL's epsilon_high is the ceiling itself.
+    here; TRL's epsilon_high is the ceiling itself. There is no KL in it: left alone it ends at the best-scored response.
     """
     check_knob("clip_eps_high", clip_eps_high, 0, open_low=True)
     advantages = _per_row(mask, advantages=advantages)
@@ -206,7 +208,10 @@ def weighted_logprob_loss(
     *,
     reduce: Reducer = token_mean,
 ) -> tuple[Float[Tensor, ""], Stats]:
-    """-w log pi(y|x): weight 1 is SFT, 0 or 1 rejection sampling, `exponential_weights` RWR and AWR, an advantage REINFORCE."""
+    """-w log pi(y|x): weight 1 is SFT, 0 or 1 rejection sampling, `exponential_weights` RWR and AWR, an advantage REINFORCE.
+
+    Rejection sampling repeated has no resting place before the best-scored response: nothing in it prices the KL.
+    """
     weights = _per_row(mask, weights=weights)
     (logprobs,) = _per_token(mask, logprobs=logprobs)
     loss = reduce(-weights.unsqueeze(1) * logprobs, mask)

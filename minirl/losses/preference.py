@@ -56,7 +56,9 @@ def dpo_loss(
         loss = -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)          e = label_smoothing, in [0, 0.5)
 
     beta h is the difference of the implicit rewards beta log(pi / pi_ref); at pi = ref the loss is log 2. A larger beta
-    holds the optimum closer to the reference. e > 0 is "conservative" DPO, for labels that are wrong with probability e.
+    holds the optimum closer to the reference. e > 0 is "conservative" DPO, for labels that are wrong with probability e:
+    it aims at label probabilities mixed with a coin's, and so stops short of the optimum. Averaged log-probabilities have
+    another optimum altogether.
     """
     check_knob("beta", beta, 0, open_low=True)
     check_knob("label_smoothing", label_smoothing, 0, 0.5, open_high=True)
@@ -78,7 +80,8 @@ def robust_dpo_loss(
 
         loss = [(1 - e) l(h) - e l(-h)] / (1 - 2e)          l(h) = -log sigmoid(beta h), e = label_smoothing, in [0, 0.5)
 
-    The second sign is the difference to label smoothing. The loss can be negative.
+    The second sign is the difference to label smoothing. The loss can be negative. Where no label was flipped it
+    overshoots the optimum by design.
     """
     check_knob("beta", beta, 0, open_low=True)
     check_knob("label_smoothing", label_smoothing, 0, 0.5, open_high=True)
@@ -99,7 +102,9 @@ def ipo_loss(
 ) -> tuple[Float[Tensor, ""], Stats]:
     """(h - 1 / (2 beta))^2: a bounded target in place of a sigmoid that never has enough (IPO, Azar et al. 2023, eq. 17).
 
-    h as in DPO. TRL and the authors pass length-averaged log-probabilities, others summed ones: the caller decides.
+    h as in DPO. It fits the probability of being preferred and not the scores behind it, and misses by design the optimum
+    that DPO has for Bradley-Terry labels. TRL and the authors pass length-averaged log-probabilities, others summed ones:
+    the caller decides.
     """
     check_knob("beta", beta, 0, open_low=True)
     h, stats = _log_ratio_difference(chosen, rejected, ref_chosen, ref_rejected, beta)
@@ -112,7 +117,8 @@ def simpo_loss(
 ) -> tuple[Float[Tensor, ""], Stats]:
     """-log sigmoid(beta * (chosen - rejected) - gamma), from length-AVERAGED log-probabilities (SimPO, Meng et al. 2024, eq. 6).
 
-    No reference. gamma is the margin itself; the authors' code multiplies a ratio by beta to get it.
+    No reference, hence by design not the KL-regularised optimum. gamma is the margin itself; the authors' code multiplies a
+    ratio by beta to get it.
     """
     check_knob("beta", beta, 0, open_low=True)
     check_knob("gamma", gamma, 0)
@@ -129,7 +135,8 @@ def orpo_loss(
 
         loss = -c - lam log sigmoid(log odds(c) - log odds(r))          log odds(x) = x - log(1 - exp x)
 
-    No reference. Log-probabilities must be below 0: an average of exactly 0 has infinite odds.
+    No reference, hence by design not the KL-regularised optimum. Log-probabilities must be below 0: an average of exactly
+    0 has infinite odds.
     """
     check_knob("lam", lam, 0)
     chosen, rejected = _pairs(chosen=chosen, rejected=rejected)
@@ -157,7 +164,8 @@ def kto_loss(
         loss = mean of w_D (1 - sigmoid(beta (h - z)))  where desirable,  w_U (1 - sigmoid(beta (z - h)))  where not
 
     kl is the batch's estimate of KL(pi || ref), in practice from mismatched prompts and responses: it is the point of
-    reference from which a response is good or bad, not a penalty.
+    reference from which a response is good or bad, not a penalty. The utility saturates on both sides, and by design the
+    optimum is not that of the KL-regularised reward.
     """
     check_knob("beta", beta, 0, open_low=True)
     check_knob("desirable_weight", desirable_weight, 0)

@@ -1,0 +1,229 @@
+"""Right versions as a learner writes them on paper: no checks, a bare loss, one dtype, padding that is finite.
+
+They have to pass `check`. And they are what makes the proof by mutants fair: a test counts as the one that caught a wrong
+version only if the plain right version passes it, so that nothing is caught for being plain.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def masked_mean(x, mask):
+    return (x * mask).sum() / mask.sum()
+
+
+def masked_whiten(x, mask, eps=1e-8):
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean) ** 2, mask)
+    return (x - mean) / torch.sqrt(variance + eps) * mask
+
+
+def token_mean(x, mask):
+    return x[mask].mean()
+
+
+def sequence_mean(x, mask):
+    return ((x * mask).sum(1) / mask.sum(1).clamp(min=1)).sum() / mask.any(1).sum()
+
+
+def fixed_length_mean(length):
+    def reduce(x, mask):
+        return (x * mask).sum() / (x.shape[0] * length)
+
+    return reduce
+
+
+def masked_sum_over(denominator):
+    return lambda x, mask: x[mask].sum() / denominator
+
+
+def token_logprobs(logits, tokens):
+    return -F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+
+
+def entropy(logits):
+    p = logits.softmax(-1)
+    return -(p * p.log()).sum(-1)
+
+
+def response_slice(x, length):
+    return x[:, x.shape[1] - length - 1 : x.shape[1] - 1]
+
+
+def sequence_logprobs(logprobs, mask):
+    return (logprobs * mask).sum(1)
+
+
+def kl_k1(logprobs, ref_logprobs):
+    return logprobs - ref_logprobs
+
+
+def kl_k2(logprobs, ref_logprobs):
+    return 0.5 * (ref_logprobs - logprobs).pow(2)
+
+
+def kl_k3(logprobs, ref_logprobs):
+    log_ratio = logprobs - ref_logprobs
+    return torch.exp(-log_ratio) - 1 + log_ratio
+
+
+def kl_exact(logits, ref_logits):
+    logp, ref_logp = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    return F.kl_div(ref_logp, logp, reduction="none", log_target=True).sum(-1)
+
+
+class AdaptiveKL:
+    def __init__(self, kl_coef, target, horizon):
+        self.kl_coef, self.target, self.horizon = kl_coef, target, horizon
+
+    def update(self, kl, n_steps):
+        error = kl / self.target - 1
+        error = 0.2 if error > 0.2 else -0.2 if error < -0.2 else error
+        self.kl_coef = self.kl_coef * (1 + error * n_steps / self.horizon)
+        return self.kl_coef
+
+
+def discounted_returns(rewards, mask, gamma):
+    returns = torch.zeros_like(rewards)
+    for b in range(len(rewards)):
+        total = 0.0
+        for t in reversed(range(rewards.shape[1])):
+            if mask[b, t]:
+                total = rewards[b, t] + gamma * total
+                returns[b, t] = total
+    return returns
+
+
+def gae(rewards, values, mask, gamma=1.0, lam=0.95, last_values=None):
+    advantages = torch.zeros_like(values)
+    for b in range(len(values)):
+        advantage, next_value = 0.0, 0.0 if last_values is None else last_values[b]
+        for t in reversed(range(values.shape[1])):
+            if mask[b, t]:
+                advantage = rewards[b, t] + gamma * next_value - values[b, t] + gamma * lam * advantage
+                next_value = values[b, t]
+                advantages[b, t] = advantage
+    return advantages, advantages + values * mask
+
+
+def group_relative_advantages(rewards, group_size, eps=1e-4):
+    groups = rewards.reshape(-1, group_size)
+    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + eps)).flatten()
+
+
+def group_centered_advantages(rewards, group_size):
+    means = rewards.reshape(-1, group_size).mean(1)
+    return rewards - means.repeat_interleave(group_size)
+
+
+def leave_one_out_advantages(rewards, group_size):
+    return group_centered_advantages(rewards, group_size) * group_size / (group_size - 1)
+
+
+def exponential_weights(scores, beta):
+    weights = (scores / beta).exp()
+    return weights / weights.mean()
+
+
+def kl_shaped_rewards(scores, kl, mask, kl_coef):
+    rewards = -kl_coef * kl * mask
+    for b in range(len(scores)):
+        rewards[b, mask[b].nonzero().max()] += scores[b]
+    return rewards
+
+
+def missing_eos_penalty(scores, finished, penalty):
+    return scores - penalty * (~finished)
+
+
+def reinforce_loss(logprobs, advantages, mask, reduce=token_mean):
+    return -reduce(advantages * logprobs, mask)
+
+
+def ppo_clip_loss(logprobs, old_logprobs, advantages, mask, clip_eps=0.2, clip_eps_high=None, reduce=token_mean):
+    ratio = torch.exp(logprobs - old_logprobs)
+    clipped = torch.clamp(ratio, 1 - clip_eps, 1 + (clip_eps_high or clip_eps))
+    return reduce(torch.max(-advantages * ratio, -advantages * clipped), mask)
+
+
+def value_loss(values, returns, mask, reduce=token_mean):
+    return 0.5 * reduce((returns - values) ** 2, mask)
+
+
+def value_clip_loss(values, old_values, returns, mask, clip_eps=0.2, reduce=token_mean):
+    clipped = torch.min(torch.max(values, old_values - clip_eps), old_values + clip_eps)
+    return 0.5 * reduce(torch.max((values - returns) ** 2, (clipped - returns) ** 2), mask)
+
+
+def grpo_loss(
+    logprobs,
+    old_logprobs,
+    ref_logprobs,
+    advantages,
+    mask,
+    clip_eps=0.2,
+    clip_eps_high=None,
+    kl_coef=0.04,
+    reduce=sequence_mean,
+):
+    ratio = torch.exp(logprobs - old_logprobs)
+    clipped = torch.clamp(ratio, 1 - clip_eps, 1 + (clip_eps_high or clip_eps))
+    terms = -torch.min(ratio * advantages[:, None], clipped * advantages[:, None])
+    if ref_logprobs is not None:
+        terms = terms + kl_coef * kl_k3(logprobs, ref_logprobs)
+    return reduce(terms, mask)
+
+
+def gspo_loss(logprobs, old_logprobs, advantages, mask, clip_eps=3e-4, clip_eps_high=None):
+    lengths = mask.sum(1).clamp(min=1)
+    ratio = torch.exp(((logprobs - old_logprobs) * mask).sum(1) / lengths)
+    clipped = torch.clamp(ratio, 1 - clip_eps, 1 + (clip_eps_high or clip_eps))
+    return -torch.min(ratio * advantages, clipped * advantages)[mask.any(1)].mean()
+
+
+def cispo_loss(logprobs, old_logprobs, advantages, mask, clip_eps_high=0.2, reduce=token_mean):
+    with torch.no_grad():
+        weight = torch.exp(logprobs - old_logprobs).clamp(max=1 + clip_eps_high)
+    return -reduce(weight * advantages[:, None] * logprobs, mask)
+
+
+def weighted_logprob_loss(logprobs, weights, mask, reduce=token_mean):
+    return -reduce(weights[:, None] * logprobs, mask)
+
+
+def bradley_terry_loss(chosen, rejected, margin=0.0):
+    return F.softplus(rejected - chosen + margin).mean()
+
+
+def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=0.1, label_smoothing=0.0):
+    logits = beta * ((chosen - rejected) - (ref_chosen - ref_rejected))
+    return (-(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)).mean()
+
+
+def robust_dpo_loss(chosen, rejected, ref_chosen, ref_rejected, label_smoothing, beta=0.1):
+    logits = beta * ((chosen - rejected) - (ref_chosen - ref_rejected))
+    e = label_smoothing
+    return (-(1 - e) * F.logsigmoid(logits) + e * F.logsigmoid(-logits)).mean() / (1 - 2 * e)
+
+
+def ipo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=0.1):
+    h = (chosen - rejected) - (ref_chosen - ref_rejected)
+    return ((h - 0.5 / beta) ** 2).mean()
+
+
+def simpo_loss(chosen, rejected, beta=2.0, gamma=1.0):
+    return -torch.log(torch.sigmoid(beta * (chosen - rejected) - gamma)).mean()
+
+
+def orpo_loss(chosen, rejected, lam=0.1):
+    def log_odds(x):
+        return x - torch.log1p(-x.exp())
+
+    return (-chosen - lam * F.logsigmoid(log_odds(chosen) - log_odds(rejected))).mean()
+
+
+def kto_loss(logprobs, ref_logprobs, desirable, kl, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
+    h, z = logprobs - ref_logprobs.detach(), torch.relu(torch.as_tensor(kl).detach())
+    good = desirable_weight * (1 - torch.sigmoid(beta * (h[desirable] - z)))
+    bad = undesirable_weight * (1 - torch.sigmoid(beta * (z - h[~desirable])))
+    return torch.cat([good, bad]).mean()
