@@ -5,10 +5,11 @@ python data/studies/exact_world.py                 all of it
 python data/studies/exact_world.py ppo rloo        these variants, printed and not stored
 
 A seed decides the reference, the scores and the samples. Scores are spread evenly with standard deviation 1, in random
-order, so that no single answer holds all the probability. Two worlds:
+order, so that no single answer holds all the probability; the empty answer is worth least. Three worlds:
 
     fixed   5 tokens, always 3 of them: 125 sequences
-    open    3 tokens, one of them the end token, at most 4: 31 sequences of 1 to 4 tokens
+    long    3 tokens, one of them the end token, at most 6: 127 sequences of 1 to 6 tokens
+    open    the same with at most 4: 31 sequences
 """
 
 import sys
@@ -33,11 +34,12 @@ from minirl.types import PreferenceBatch
 SETTINGS = {
     "model": {"width": 32, "layers": 1, "heads": 4, "ffn": 64, "max_length": 8, "positions": "learned"},
     "fixed": {"vocab_size": 5, "max_length": 3, "eos": None},
+    "long": {"vocab_size": 3, "max_length": 6, "eos": 0},
     "open": {"vocab_size": 3, "max_length": 4, "eos": 0},
-    "beta": {"fixed": 0.4, "open": 0.35, "pairs": 1.0},
+    "beta": {"fixed": 0.4, "long": 0.4, "open": 1.0},
     "rl": {
         "stages": [(250, 4e-3), (120, 1e-3), (100, 2e-4), (80, 5e-5)],
-        "batch": 256,
+        "batch": {"fixed": 256, "long": 512},
         "group_size": 8,
     },
     "pairs": {"stages": [(300, 4e-3), (200, 1e-3), (100, 2e-4), (50, 5e-5)], "batch": 512},
@@ -49,9 +51,9 @@ SEEDS = SETTINGS["seeds"]
 class Setting:
     """One world with its reference, its scores and its optimum."""
 
-    def __init__(self, world: str, beta: float, seed: int):
+    def __init__(self, world: str, seed: int):
         torch.manual_seed(seed)
-        self.seed, self.beta = seed, beta
+        self.name, self.seed, self.beta = world, seed, SETTINGS["beta"][world]
         self.world = exact.World(**SETTINGS[world])
         self.ref = Transformer(TransformerConfig(vocab_size=self.world.vocab_size, **SETTINGS["model"]))
         with torch.no_grad():
@@ -60,10 +62,10 @@ class Setting:
         if (
             self.world.eos is not None
         ):  # nothing is worth less than the empty answer, which the reference likes too well
-            empty = self.world.sequences.index((self.world.eos,))
-            self.scores[[empty, int(self.scores.argmin())]] = self.scores[[int(self.scores.argmin()), empty]]
+            empty, worst = self.world.sequences.index((self.world.eos,)), int(self.scores.argmin())
+            self.scores[[empty, worst]] = self.scores[[worst, empty]]
         self.ref_logp = self.logp(self.ref)
-        self.best, _ = exact.optimum(self.ref_logp, self.scores.double(), beta=beta)
+        self.best, _ = exact.optimum(self.ref_logp, self.scores.double(), beta=self.beta)
 
     @torch.no_grad()
     def logp(self, model: Transformer) -> torch.Tensor:
@@ -89,7 +91,7 @@ def rl_stages(setting: Setting) -> list[dict]:
 
 def by_ppo(setting: Setting, gamma: float = 1.0) -> dict:
     policy, world = copy_of(setting.ref), setting.world
-    batch = SETTINGS["rl"]["batch"]
+    batch = SETTINGS["rl"]["batch"][setting.name]
     for stage in rl_stages(setting):
         config = ppo.PPOConfig(
             batch=batch,
@@ -108,7 +110,7 @@ def by_ppo(setting: Setting, gamma: float = 1.0) -> dict:
 
 def by_row(setting: Setting, row: critic_free.CriticFree) -> dict:
     policy, world = copy_of(setting.ref), setting.world
-    batch, group_size = SETTINGS["rl"]["batch"], SETTINGS["rl"]["group_size"]
+    batch, group_size = SETTINGS["rl"]["batch"][setting.name], SETTINGS["rl"]["group_size"]
     for stage in rl_stages(setting):
         config = grpo.GRPOConfig(
             prompts=batch // group_size, group_size=group_size, minibatch=batch, kl_coef=setting.beta, **stage
@@ -202,44 +204,44 @@ AVERAGED_DPO = dpo.PairLoss(dpo.average_logprobs, lambda c, r, rc, rr, config: d
 SUMMED_IPO = dpo.PairLoss(dpo.sequence_logprobs, dpo.IPO.loss)
 CENTERED = replace(critic_free.GRPO_KL_IN_REWARD, advantages=group_centered_advantages)
 
-VARIANTS = {  # variant: (world, whose beta, how it is trained)
-    "ppo": ("fixed", "fixed", by_ppo),
-    "rloo": ("fixed", "fixed", rl_row("RLOO")),
-    "reinforce": ("fixed", "fixed", rl_row("REINFORCE")),
-    "grpo, KL in reward": ("fixed", "fixed", rl_row("GRPO_KL_IN_REWARD")),
-    "grpo, KL in reward, no std": ("fixed", "fixed", lambda setting: by_row(setting, CENTERED)),
-    "rloo, k1 in loss": ("fixed", "fixed", in_the_loss(k1_penalty)),
-    "rloo, k2 in loss": ("fixed", "fixed", in_the_loss(k2_penalty)),
-    "rloo, k3 in loss": ("fixed", "fixed", in_the_loss(critic_free.k3_penalty)),
-    "grpo": ("fixed", "fixed", rl_row("GRPO")),
-    "dr_grpo": ("fixed", "fixed", rl_row("DR_GRPO")),
-    "dapo": ("fixed", "fixed", rl_row("DAPO")),
-    "gspo": ("fixed", "fixed", rl_row("GSPO")),
-    "cispo": ("fixed", "fixed", rl_row("CISPO")),
-    "rejection": ("fixed", "fixed", rl_row("REJECTION")),
-    "rwr": ("fixed", "fixed", rl_row("RWR")),
-    "sft on samples of pi*": ("fixed", "fixed", lambda setting: by_copying(setting, sft)),
-    "pretrain on samples of pi*": ("fixed", "fixed", lambda setting: by_copying(setting, pretrain)),
-    "ppo, open": ("open", "open", by_ppo),
-    "ppo, gamma .9, open": ("open", "open", lambda setting: by_ppo(setting, gamma=0.9)),
-    "grpo, KL in reward, open": ("open", "open", rl_row("GRPO_KL_IN_REWARD")),
-    "reward model, open": ("open", "pairs", by_reward_model),
-    "dpo, open": ("open", "pairs", lambda setting: by_pairs(setting, dpo.DPO)),
-    "dpo, averaged, open": ("open", "pairs", lambda setting: by_pairs(setting, AVERAGED_DPO)),
-    "cdpo, open": ("open", "pairs", lambda setting: by_pairs(setting, dpo.CDPO)),
-    "robust, open": ("open", "pairs", lambda setting: by_pairs(setting, dpo.ROBUST)),
-    "ipo, open": ("open", "pairs", lambda setting: by_pairs(setting, dpo.IPO)),
-    "ipo, summed, open": ("open", "pairs", lambda setting: by_pairs(setting, SUMMED_IPO)),
-    "simpo, open": ("open", "pairs", lambda setting: by_pairs(setting, dpo.SIMPO)),
-    "orpo, open": ("open", "pairs", lambda setting: by_pairs(setting, dpo.ORPO)),
-    "kto, open": ("open", "pairs", by_kto),
+VARIANTS = {  # variant: (world, how it is trained)
+    "ppo": ("fixed", by_ppo),
+    "rloo": ("fixed", rl_row("RLOO")),
+    "reinforce": ("fixed", rl_row("REINFORCE")),
+    "grpo, KL in reward": ("fixed", rl_row("GRPO_KL_IN_REWARD")),
+    "grpo, KL in reward, no std": ("fixed", lambda setting: by_row(setting, CENTERED)),
+    "rloo, k1 in loss": ("fixed", in_the_loss(k1_penalty)),
+    "rloo, k2 in loss": ("fixed", in_the_loss(k2_penalty)),
+    "rloo, k3 in loss": ("fixed", in_the_loss(critic_free.k3_penalty)),
+    "grpo": ("fixed", rl_row("GRPO")),
+    "dr_grpo": ("fixed", rl_row("DR_GRPO")),
+    "dapo": ("long", rl_row("DAPO")),
+    "gspo": ("fixed", rl_row("GSPO")),
+    "cispo": ("fixed", rl_row("CISPO")),
+    "rejection": ("fixed", rl_row("REJECTION")),
+    "rwr": ("fixed", rl_row("RWR")),
+    "sft on samples of pi*": ("fixed", lambda setting: by_copying(setting, sft)),
+    "pretrain on samples of pi*": ("fixed", lambda setting: by_copying(setting, pretrain)),
+    "ppo, long": ("long", by_ppo),
+    "ppo, gamma .9, long": ("long", lambda setting: by_ppo(setting, gamma=0.9)),
+    "grpo, KL in reward, long": ("long", rl_row("GRPO_KL_IN_REWARD")),
+    "reward model, open": ("open", by_reward_model),
+    "dpo, open": ("open", lambda setting: by_pairs(setting, dpo.DPO)),
+    "dpo, averaged, open": ("open", lambda setting: by_pairs(setting, AVERAGED_DPO)),
+    "cdpo, open": ("open", lambda setting: by_pairs(setting, dpo.CDPO)),
+    "robust, open": ("open", lambda setting: by_pairs(setting, dpo.ROBUST)),
+    "ipo, open": ("open", lambda setting: by_pairs(setting, dpo.IPO)),
+    "ipo, summed, open": ("open", lambda setting: by_pairs(setting, SUMMED_IPO)),
+    "simpo, open": ("open", lambda setting: by_pairs(setting, dpo.SIMPO)),
+    "orpo, open": ("open", lambda setting: by_pairs(setting, dpo.ORPO)),
+    "kto, open": ("open", by_kto),
 }
 
 
 def row(variant: str, seed: int) -> dict:
-    world, beta, train = VARIANTS[variant]
+    world, train = VARIANTS[variant]
     start = time.process_time()
-    distances = train(Setting(world, SETTINGS["beta"][beta], seed))
+    distances = train(Setting(world, seed))
     return {"variant": variant, "seed": seed} | distances | {"seconds": round(time.process_time() - start, 1)}
 
 

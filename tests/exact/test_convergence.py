@@ -22,8 +22,8 @@ ENDS = {  # variant: total variation to pi* is above the first and below the sec
     "grpo, KL in reward, no std": (0.0, 0.08),
     "rloo, k3 in loss": (0.15, 0.5),
     "rloo, k1 in loss": (0.8, 1.0),
-    "ppo, open": (0.0, 0.04),
-    "ppo, gamma .9, open": (0.08, 0.5),
+    "ppo, long": (0.0, 0.04),
+    "ppo, gamma .9, long": (0.08, 0.5),
     "dpo, open": (0.0, 0.05),
     "dpo, averaged, open": (0.3, 1.0),
 }
