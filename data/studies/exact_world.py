@@ -39,7 +39,7 @@ SETTINGS = {
     "beta": {"fixed": 0.4, "long": 0.4, "open": 1.0},
     "rl": {
         "stages": [(250, 4e-3), (120, 1e-3), (100, 2e-4), (80, 5e-5)],
-        "batch": {"fixed": 256, "long": 512},
+        "batch": {"fixed": [256, 256, 256, 256], "long": [256, 512, 1024, 1024]},
         "group_size": 8,
     },
     "pairs": {"stages": [(300, 4e-3), (200, 1e-3), (100, 2e-4), (50, 5e-5)], "batch": 512},
@@ -79,20 +79,19 @@ class Setting:
         }
 
 
-def rl_stages(setting: Setting) -> list[dict]:
-    """The rate falls in stages, so that the last one ends near the optimum and not in noise around it."""
-    stages = enumerate(SETTINGS["rl"]["stages"])
-    length = setting.world.max_length
+def rl_stages(setting: Setting) -> list[tuple[int, dict]]:
+    """(answers a step, knobs) of each stage. The rate falls, and in the long world the batch grows, so that the last stage
+    ends near the optimum and not in noise around it."""
+    length, batches = setting.world.max_length, SETTINGS["rl"]["batch"][setting.name]
     return [
-        {"steps": steps, "lr": lr, "max_new_tokens": length, "seed": 1000 * setting.seed + i}
-        for i, (steps, lr) in stages
+        (batch, {"steps": steps, "lr": lr, "max_new_tokens": length, "seed": 1000 * setting.seed + i})
+        for i, ((steps, lr), batch) in enumerate(zip(SETTINGS["rl"]["stages"], batches, strict=True))
     ]
 
 
 def by_ppo(setting: Setting, gamma: float = 1.0) -> dict:
     policy, world = copy_of(setting.ref), setting.world
-    batch = SETTINGS["rl"]["batch"][setting.name]
-    for stage in rl_stages(setting):
+    for batch, stage in rl_stages(setting):
         config = ppo.PPOConfig(
             batch=batch,
             minibatch=batch,
@@ -110,8 +109,8 @@ def by_ppo(setting: Setting, gamma: float = 1.0) -> dict:
 
 def by_row(setting: Setting, row: critic_free.CriticFree) -> dict:
     policy, world = copy_of(setting.ref), setting.world
-    batch, group_size = SETTINGS["rl"]["batch"][setting.name], SETTINGS["rl"]["group_size"]
-    for stage in rl_stages(setting):
+    group_size = SETTINGS["rl"]["group_size"]
+    for batch, stage in rl_stages(setting):
         config = grpo.GRPOConfig(
             prompts=batch // group_size, group_size=group_size, minibatch=batch, kl_coef=setting.beta, **stage
         )

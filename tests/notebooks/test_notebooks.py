@@ -7,8 +7,11 @@ import ast
 import base64
 import json
 import re
+import resource
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 from minirl import REPOSITORY
@@ -167,6 +170,39 @@ def test_links_resolve(path):
         for target in re.findall(r"\]\(([^)\s]+)\)", source(cell)):
             if not re.match(r"https://|#", target):
                 assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+def test_library_source_on_the_page_is_the_library_s(path):
+    library = [file.read_text() for file in (ROOT / "minirl").rglob("*.py")]
+    for output in outputs(path):
+        shown = "".join(output.get("data", {}).get("text/markdown", []))
+        if shown.startswith("```python"):
+            code = shown.removeprefix("```python\n").removesuffix("\n```")
+            assert any(code in text for text in library), code.splitlines()[0]
+
+
+CPU_SECONDS = {  # one thread, kernel start and imports included
+    "00_start_here": 40,
+    "01_policy_gradients": 25,
+    "02_cartpole": 35,
+    "03_transformer": 25,
+    "04_pretraining_and_sft": 35,
+    "05_reward_model": 40,
+    "06_policy_gradients_for_text": 15,
+    "07_kl": 15,
+    "08_gae": 15,
+    "19_errata": 25,
+}
+
+
+@pytest.mark.nightly
+def test_keeps_its_seconds(path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    book = nbformat.read(path, 4)
+    nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
+    assert spent <= CPU_SECONDS[path.stem], f"{spent:.0f} CPU seconds"
 
 
 def test_stored_size(path):
