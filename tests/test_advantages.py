@@ -421,3 +421,10 @@ BAD_GROUPS = {
 def test_bad_groups_are_refused_by_name(advantages_of, naive, arguments, message, unhooked):
     with pytest.raises(ValueError, match=f"^{message}"):
         advantages_of(*arguments)
+
+
+def test_a_response_may_be_one_token_long():
+    reward, value, mask = torch.tensor([[3.0]]), torch.tensor([[1.0]]), torch.ones(1, 1, dtype=torch.bool)
+    assert discounted_returns(reward, mask, gamma=0.5).item() == 3
+    advantages, returns = gae(reward, value, mask, gamma=0.5, lam=0.5)
+    assert (advantages.item(), returns.item()) == (2, 3)

@@ -246,3 +246,7 @@ ERRORS = {
 def test_bad_input_is_refused_by_name(call, message, unhooked):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+def test_the_controller_takes_a_single_sequence():
+    assert AdaptiveKL(0.1, target=1, horizon=10).update(2.0, 1) == pytest.approx(0.1 * (1 + 0.2 / 10))

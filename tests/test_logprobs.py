@@ -242,3 +242,15 @@ ERRORS = {
 def test_bad_input_is_refused_by_name(call, message, unhooked):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+def test_one_bad_token_is_named():
+    one_bad = tokens.clone()
+    one_bad[1, 2] = 7
+    with pytest.raises(ValueError, match=r"^tokens: wanted ids in \[0, 5\), got 7 "):
+        token_logprobs(logits, one_bad)
+
+
+def test_tokens_with_a_fraction_are_refused(unhooked):
+    with pytest.raises(ValueError, match=r"^tokens: wanted whole numbers, got torch.float32"):
+        token_logprobs(logits, tokens.float())

@@ -211,3 +211,13 @@ ERRORS = {
 def test_bad_input_is_refused_by_name(call, message, unhooked):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+def test_scores_may_be_more_precise_than_the_kl():
+    scores, kl = torch.tensor([1.5], dtype=torch.float64), torch.tensor([[0.5, 0.25]])
+    rewards = kl_shaped_rewards(scores, kl, torch.ones(1, 2, dtype=torch.bool), kl_coef=1.0)
+    assert rewards.dtype == torch.float32 and rewards.tolist() == [[-0.5, 1.25]]
+
+
+def test_a_response_of_one_word_earns_the_whole_bonus():
+    assert language_bonus(torch.zeros(1), ["yes"], words={"yes"}, bonus=0.5).item() == 0.5

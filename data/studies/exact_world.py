@@ -38,10 +38,10 @@ SETTINGS = {
     "open": {"vocab_size": 3, "max_length": 4, "eos": 0},
     "beta": {"fixed": 0.4, "long": 0.4, "open": 1.0},
     "rl": {
-        "stages": [(250, 4e-3), (120, 1e-3), (100, 2e-4), (80, 5e-5)],
-        "batch": {"fixed": [256, 256, 256, 256], "long": [256, 512, 1024, 1024]},
-        "group_size": 8,
+        "fixed": {"stages": [(250, 4e-3), (120, 1e-3), (100, 2e-4), (80, 5e-5)], "batch": 256},
+        "long": {"stages": [(300, 2e-3), (150, 8e-4), (100, 2e-4), (60, 5e-5)], "batch": 512},
     },
+    "group_size": 8,
     "pairs": {"stages": [(300, 4e-3), (200, 1e-3), (100, 2e-4), (50, 5e-5)], "batch": 512},
     "seeds": [10, 11, 12],
 }
@@ -79,19 +79,20 @@ class Setting:
         }
 
 
-def rl_stages(setting: Setting) -> list[tuple[int, dict]]:
-    """(answers a step, knobs) of each stage. The rate falls, and in the long world the batch grows, so that the last stage
-    ends near the optimum and not in noise around it."""
-    length, batches = setting.world.max_length, SETTINGS["rl"]["batch"][setting.name]
-    return [
-        (batch, {"steps": steps, "lr": lr, "max_new_tokens": length, "seed": 1000 * setting.seed + i})
-        for i, ((steps, lr), batch) in enumerate(zip(SETTINGS["rl"]["stages"], batches, strict=True))
+def rl_stages(setting: Setting) -> tuple[int, list[dict]]:
+    """Answers a step, and the knobs of each stage. The rate falls, so that the last stage ends near the optimum and not in
+    noise around it."""
+    length, settings = setting.world.max_length, SETTINGS["rl"][setting.name]
+    return settings["batch"], [
+        {"steps": steps, "lr": lr, "max_new_tokens": length, "seed": 1000 * setting.seed + i}
+        for i, (steps, lr) in enumerate(settings["stages"])
     ]
 
 
 def by_ppo(setting: Setting, gamma: float = 1.0) -> dict:
     policy, world = copy_of(setting.ref), setting.world
-    for batch, stage in rl_stages(setting):
+    batch, stages = rl_stages(setting)
+    for stage in stages:
         config = ppo.PPOConfig(
             batch=batch,
             minibatch=batch,
@@ -109,16 +110,16 @@ def by_ppo(setting: Setting, gamma: float = 1.0) -> dict:
 
 def by_row(setting: Setting, row: critic_free.CriticFree) -> dict:
     policy, world = copy_of(setting.ref), setting.world
-    group_size = SETTINGS["rl"]["group_size"]
-    for batch, stage in rl_stages(setting):
+    (batch, stages), group_size = rl_stages(setting), SETTINGS["group_size"]
+    for stage in stages:
         config = grpo.GRPOConfig(
             prompts=batch // group_size, group_size=group_size, minibatch=batch, kl_coef=setting.beta, **stage
         )
         score = world.scorer(setting.scores)
         try:
             grpo.train(policy, setting.ref, world.tokenizer(), world.prompts, score, config, quiet(), row=row)
-        except ValueError as error:  # DAPO has no KL: once it writes one answer only, no group is alive
-            if not str(error).startswith("prompts:"):
+        except ValueError as error:  # DAPO has no KL, and ends where it writes one answer only, or none that ends
+            if not str(error).startswith(("prompts:", "max_new_tokens:")):
                 raise
             break
     return setting.distances(setting.logp(policy))
@@ -228,6 +229,7 @@ VARIANTS = {  # variant: (world, how it is trained)
     "pretrain on samples of pi*": ("fixed", lambda setting: by_copying(setting, pretrain)),
     "ppo, long": ("long", by_ppo),
     "ppo, gamma .9, long": ("long", lambda setting: by_ppo(setting, gamma=0.9)),
+    "rloo, k3 in loss, long": ("long", in_the_loss(critic_free.k3_penalty)),
     "grpo, KL in reward, long": ("long", rl_row("GRPO_KL_IN_REWARD")),
     "reward model, open": ("open", by_reward_model),
     "dpo, open": ("open", lambda setting: by_pairs(setting, dpo.DPO)),

@@ -20,7 +20,8 @@ ENDS = {  # variant: total variation to pi* is above the first and below the sec
     "rloo": (0.0, 0.08),
     "grpo, KL in reward": (0.0, 0.08),
     "grpo, KL in reward, no std": (0.0, 0.08),
-    "rloo, k3 in loss": (0.15, 0.5),
+    "rloo, k3 in loss": (0.12, 0.5),
+    "rloo, k3 in loss, long": (0.15, 0.5),
     "rloo, k1 in loss": (0.8, 1.0),
     "ppo, long": (0.0, 0.04),
     "ppo, gamma .9, long": (0.08, 0.5),
@@ -28,9 +29,23 @@ ENDS = {  # variant: total variation to pi* is above the first and below the sec
     "dpo, averaged, open": (0.3, 1.0),
 }
 
+ALSO_STORED = {  # the rest of the table: what imitates pi* finds it, what misses it by design misses it
+    **dict.fromkeys(["reinforce", "rwr"], (0.0, 0.08)),
+    **dict.fromkeys(["sft on samples of pi*", "pretrain on samples of pi*", "reward model, open"], (0.0, 0.05)),
+    **dict.fromkeys(["rloo, k2 in loss", "dr_grpo"], (0.1, 0.5)),
+    **dict.fromkeys(["grpo", "gspo"], (0.15, 0.5)),
+    **dict.fromkeys(["dapo", "cispo", "rejection"], (0.5, 1.0)),
+    **dict.fromkeys(["cdpo, open", "robust, open", "ipo, open"], (0.08, 0.4)),
+    **dict.fromkeys(["ipo, summed, open", "simpo, open", "orpo, open", "kto, open"], (0.3, 1.0)),
+    "grpo, KL in reward, long": (
+        0.0,
+        0.2,
+    ),  # dividing by the spread keeps the noise alive where there is nothing to learn
+}
+
 
 def assert_end(row: dict) -> None:
-    above, below = ENDS[row["variant"]]
+    above, below = (ENDS | ALSO_STORED)[row["variant"]]
     assert above <= row["tv"] < below, f"{row['variant']}, seed {row['seed']}: total variation {row['tv']:.3f}"
 
 
@@ -39,7 +54,7 @@ def test_every_variant_is_stored_for_every_seed():
     assert stored == {(variant, seed) for variant in exact_world.VARIANTS for seed in SEEDS}
 
 
-@pytest.mark.parametrize("variant", ENDS)
+@pytest.mark.parametrize("variant", exact_world.VARIANTS)
 def test_where_a_loop_ended_in_the_stored_study(variant):
     rows = [row for row in study("exact_world") if row["variant"] == variant]
     assert len(rows) == 3
