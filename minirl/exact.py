@@ -221,7 +221,6 @@ def values(
     check_knob("gamma", gamma, 0, 1)
     probabilities = logits.softmax(1)
     v = rewards.new_zeros(len(rewards))
-    q = rewards
     for _ in range(world.max_length):  # one more level of the tree is right after each pass
         q = rewards + gamma * torch.where(world.child >= 0, v[world.child.clamp(min=0)], v.new_zeros(()))
         v = (probabilities * q).sum(1)
