@@ -191,6 +191,13 @@ CPU_SECONDS = {  # one thread, kernel start and imports included
     "06_policy_gradients_for_text": 15,
     "07_kl": 15,
     "08_gae": 15,
+    "09_ppo": 50,
+    "10_reward_hacking": 40,
+    "11_dpo": 35,
+    "12_grpo": 35,
+    "13_reasoning": 40,
+    "14_r1_road": 25,
+    "15_which_one": 20,
     "19_errata": 25,
 }
 
