@@ -15,7 +15,7 @@ FLOORS = [
     ["masking"],
     ["kl", "logprobs", "advantages", "rewards"],
     ["losses", "model", "tokenizer", "checkpoint"],
-    ["generate", "pretrained", "tasks", "exact"],
+    ["generate", "pretrained", "lora", "tasks", "exact"],
     ["rollout", "run"],
     ["train", "samples"],
     ["road", "launch"],
