@@ -1,7 +1,7 @@
 """The transformer, and the two heads reinforcement learning puts on it: a value for every position, a score for a text.
 
 One class under one config. The defaults are Llama's choices (RMSNorm, rotary positions, SwiGLU, grouped key-value heads,
-no biases); GPT-2 is
+no biases). Qwen2 adds `qkv_bias`, Qwen3 adds `qk_norm`, Llama 3.1 a `rope_scaling`; GPT-2 is
 
     TransformerConfig(vocab_size=50257, width=768, layers=12, heads=12, ffn=3072, max_length=1024, norm="layernorm",
                       positions="learned", activation="gelu", bias=True, tied=True)
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minirl.masking import blank
+from minirl.rotary import RopeScaling, rope_frequencies
 from minirl.types import Bool, Float, Int, Tensor, check_dims, check_knob, check_mask, check_rows, looks_at_values
 
 Pool = Callable[[Tensor, Tensor], Tensor]  # (scores (B, T), mask (B, T)) -> (B,)
@@ -44,6 +45,9 @@ class TransformerConfig:
     activation: Literal["swiglu", "gelu"] = "swiglu"
     bias: bool = False
     tied: bool = False  # the head's weight is the embedding's
+    qkv_bias: bool = False  # a bias on queries, keys and values alone, where `bias` is False (Qwen2)
+    qk_norm: bool = False  # queries and keys are normalised in each head before they turn (Qwen3)
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self):
         if self.kv_heads is None:
@@ -65,6 +69,10 @@ class TransformerConfig:
             raise ValueError(f"head_dim: rotary positions turn pairs and want an even number, got {self.head_dim}")
         check_knob("norm_eps", self.norm_eps, 0, open_low=True)
         check_knob("rope_base", self.rope_base, 1, open_low=True)
+        if self.bias and self.qkv_bias:
+            raise ValueError("qkv_bias: wanted False where bias is True, which says it for every matrix")
+        if not (self.rope_scaling is None or (isinstance(self.rope_scaling, RopeScaling) and self.positions == "rope")):
+            raise ValueError(f"rope_scaling: wanted a RopeScaling, with rotary positions, got {self.rope_scaling!r}")
 
 
 def check_size(name: str, value: int) -> None:
@@ -105,10 +113,10 @@ class KVCache:
 def rope_table(config: TransformerConfig) -> Float[Tensor, "2 L E"]:
     """cos and signed sin of the angle of every position and channel of a head (RoFormer, Su et al. 2021, section 3.4.2).
 
-    Channel i is paired with channel i + head_dim/2 and turns by position * base^(-2i/head_dim): the half-rotation layout
-    of Hugging Face's weights. (The paper and Meta's weights pair neighbours 2i and 2i + 1.)
+    Channel i is paired with channel i + head_dim/2 and turns by position * base^(-2i/head_dim), slowed by rope_scaling:
+    the half-rotation layout of Hugging Face's weights. (The paper and Meta's weights pair neighbours 2i and 2i + 1.)
     """
-    frequencies = config.rope_base ** (-torch.arange(0, config.head_dim, 2, device="cpu").double() / config.head_dim)
+    frequencies = rope_frequencies(config.head_dim, config.rope_base, config.rope_scaling)
     angles = torch.outer(torch.arange(config.max_length, device="cpu").double(), frequencies)
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).float()
@@ -149,10 +157,13 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
         self.config, self.layer = config, layer
-        self.query = nn.Linear(config.width, config.heads * config.head_dim, config.bias)
-        self.key = nn.Linear(config.width, config.kv_heads * config.head_dim, config.bias)
-        self.value = nn.Linear(config.width, config.kv_heads * config.head_dim, config.bias)
+        bias = config.bias or config.qkv_bias
+        self.query = nn.Linear(config.width, config.heads * config.head_dim, bias)
+        self.key = nn.Linear(config.width, config.kv_heads * config.head_dim, bias)
+        self.value = nn.Linear(config.width, config.kv_heads * config.head_dim, bias)
         self.out = nn.Linear(config.heads * config.head_dim, config.width, config.bias)
+        self.query_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.key_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None):
         B, S, _ = x.shape
@@ -160,6 +171,8 @@ class Attention(nn.Module):
             project(x).view(B, S, -1, self.config.head_dim).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )
+        if self.query_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None:

@@ -2,186 +2,248 @@
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json
 
-A Transformer is a LlamaForCausalLM. A PolicyWithValue is its policy in the same form, with value_head.safetensors beside
-it (and a separate critic in a folder of that name). A RewardModel is a LlamaForSequenceClassification with one label.
-Only safetensors and JSON are read; nothing is unpickled.
+A Transformer is a GPT2LMHeadModel, or a LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM (see layouts.py). A
+PolicyWithValue is its policy in the same form, with value_head.safetensors beside it (and a separate critic in a folder
+of that name). A RewardModel is a ...ForSequenceClassification with one label. Only safetensors and JSON are read; nothing
+is unpickled.
 """
 
 import contextlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from minirl.layouts import (
+    FAMILIES,
+    architecture,
+    family_of,
+    pack,
+    plain_name,
+    read_config,
+    shapes_of,
+    tensor_names,
+    unpack,
+    write_config,
+)
 from minirl.model import PolicyWithValue, RewardModel, Transformer, TransformerConfig, last_token, summed
 from minirl.tokenizer import Tokenizer
 from minirl.types import Tensor
 
-LANGUAGE_MODEL, REWARD_MODEL = "LlamaForCausalLM", "LlamaForSequenceClassification"
 POOLS = {"last_token": last_token, "summed": summed}  # the ones a file can name
 TEXT = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ON_THE_HUB = ["model*.safetensors", "*.json", "chat_template.jinja"]  # what is fetched: nothing that is pickled
+FIRST_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # older than the rule of owner/name
 
-LLAMA = {  # our name of a part, and Llama's
-    "embed": "model.embed_tokens",
-    "norm": "model.norm",
-    "head": "lm_head",
-    "attention_norm": "input_layernorm",
-    "attention.query": "self_attn.q_proj",
-    "attention.key": "self_attn.k_proj",
-    "attention.value": "self_attn.v_proj",
-    "attention.out": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn.gate": "mlp.gate_proj",
-    "ffn.up": "mlp.up_proj",
-    "ffn.down": "mlp.down_proj",
-}
+Readers = dict[str, Callable[[], Tensor]]  # the name of a tensor, and what reads it
 
 
 # Loading
 
 
-def load_pretrained(folder: str | Path) -> tuple[Transformer, Tokenizer | None]:
-    """A language model and its tokenizer (None where the folder has none), from a folder in the Llama layout.
+def load_pretrained(
+    name_or_folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+) -> tuple[Transformer, Tokenizer | None]:
+    """A language model and its tokenizer (None where the folder has none).
 
-    Weights keep the precision of the file: call `.float()` to train bfloat16 weights on a CPU. FileNotFoundError or
-    ValueError, naming the file and what is wrong with it, for anything that is not such a folder; nothing is downloaded.
+    A folder in the Hugging Face layout needs nothing else. A name on the hub ("gpt2", "deepseek-ai/deepseek-llm-7b-base")
+    is fetched by huggingface_hub, in the version that `revision` names. Weights are read one at a time into `dtype` (None:
+    the file's; a CPU trains in float32) on `device`, so that memory holds the model and one tensor more.
+    FileNotFoundError or ValueError, naming the file and what is wrong with it, for anything that is not such a model.
     """
-    folder = Path(folder)
-    settings = _read_config(folder, LANGUAGE_MODEL)
-    trunk, _ = _read_transformer(folder, settings)
+    folder = _local_folder(name_or_folder, revision)
+    settings = _read_settings(folder, scores=False)
+    trunk = assemble(_config_of(settings, folder), *_weights(folder), dtype=dtype, device=device)
     return trunk, _read_tokenizer(folder, trunk.config)
 
 
-def load_policy_with_value(folder: str | Path) -> tuple[PolicyWithValue, Tokenizer | None]:
-    """What `save_pretrained` made of a PolicyWithValue. Errors as in `load_pretrained`."""
+def load_policy_with_value(
+    folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> tuple[PolicyWithValue, Tokenizer | None]:
+    """What `save_pretrained` made of a PolicyWithValue. Arguments and errors as in `load_pretrained`."""
     folder = Path(folder)
-    policy, tokenizer = load_pretrained(folder)
-    model = PolicyWithValue(policy, load_pretrained(folder / "critic")[0] if (folder / "critic").is_dir() else None)
+    policy, tokenizer = load_pretrained(folder, dtype=dtype, device=device)
+    critic = folder / "critic"
+    model = PolicyWithValue(policy, load_pretrained(critic, dtype=dtype, device=device)[0] if critic.is_dir() else None)
     path = folder / "value_head.safetensors"
-    _fill(model.value_head, _read_tensors(path), path)
+    _fill(model.value_head, {name: read() for name, read in _readers(path).items()}, path)
     return model, tokenizer
 
 
-def load_reward_model(folder: str | Path) -> tuple[RewardModel, Tokenizer | None]:
+def load_reward_model(
+    folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> tuple[RewardModel, Tokenizer | None]:
     """A reward model and its tokenizer. One that another library wrote scores the last token, as they all do.
 
     Such a file has no head over the vocabulary, which a reward model does not use; it is then 0.
     """
     folder = Path(folder)
-    settings = _read_config(folder, REWARD_MODEL)
+    settings = _read_settings(folder, scores=True)
     pool = settings.get("minirl_pool", "last_token")
     if pool not in POOLS:
         raise ValueError(f"{folder / 'config.json'}: minirl_pool: wanted one of {', '.join(POOLS)}, got {pool!r}")
-    trunk, score = _read_transformer(folder, settings)
+    config, (readers, path) = _config_of(settings, folder), _weights(folder)
+    if "score.weight" not in readers:
+        raise ValueError(f"{path}: no tensor score.weight")
+    score = readers.pop("score.weight")()
+    readers.setdefault("lm_head.weight", lambda: score.new_zeros(config.vocab_size, config.width))
+    trunk = assemble(config, readers, path, dtype=dtype, device=device)
     model = RewardModel(trunk, POOLS[pool])
-    _fill(model.score, {"weight": score}, folder)
-    return model, _read_tokenizer(folder, trunk.config)
+    _fill(model.score, {"weight": score}, path)
+    return model, _read_tokenizer(folder, config)
 
 
-def _read_config(folder: Path, architecture: str) -> dict:
+def assemble(
+    config: TransformerConfig,
+    readers: Readers,
+    path: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> Transformer:
+    """A Transformer of weights that are read, converted and placed one after the other.
+
+    ValueError, naming `path` and the tensor: one that is missing, or too many, or of the wrong shape, or no numbers.
+    """
+    if dtype is not None and dtype not in PRECISIONS:
+        raise ValueError(f"dtype: wanted one of {', '.join(map(str, PRECISIONS))}, got {dtype}")
+    shapes, wanted, known = shapes_of(config), tensor_names(config), {}
+    for name, read in readers.items():
+        plain = plain_name(name, config)
+        if plain is None:
+            continue
+        if plain in known:
+            raise ValueError(f"{path}: the tensor {plain} twice, with its prefix and without")
+        known[plain] = read
+    for what, names in (("no", wanted.keys() - known.keys()), ("unexpected", known.keys() - wanted.keys())):
+        if names:
+            first, *others = sorted(names)
+            raise ValueError(f"{path}: {what} tensor {first}" + (f" (and {len(others)} more)" if others else ""))
+    weights, precision = {}, None
+    for theirs, ours in wanted.items():
+        x = known[theirs]()
+        precision = precision or x.dtype
+        if x.dtype not in PRECISIONS or (dtype is None and x.dtype != precision):
+            raise ValueError(f"{path}: {theirs}: wanted floating point, all alike, got {x.dtype}")
+        try:
+            parts = unpack(theirs, x, [shapes[name] for name in ours])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        for name, part in zip(ours, parts, strict=True):
+            weights[name] = torch.empty(part.shape, dtype=dtype or x.dtype, device=device).copy_(part)
+    with torch.device("meta"):  # no time and no random numbers go into weights that are replaced
+        model = Transformer(config)
+    model.load_state_dict(weights, strict=False, assign=True)
+    if config.tied:
+        model.head.weight = model.embed.weight
+    return model.to(device)  # the table of angles
+
+
+def _local_folder(name_or_folder: str | Path, revision: str | None) -> Path:
+    """The folder itself, or a copy of what the hub has under this name."""
+    folder = Path(name_or_folder)
+    if folder.is_dir():
+        return folder
+    name = str(name_or_folder)
+    if folder.suffix == ".gguf":
+        raise ValueError(f"{name}: a GGUF file; minirl.gguf_file.load_gguf reads these")
+    owner, slash, _ = name.partition("/")
+    named = name in FIRST_MODELS or (re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(owner).is_dir())
+    if isinstance(name_or_folder, Path) or not named:
+        hint = "" if slash else "; a model of the Hugging Face hub is called owner/name"
+        raise FileNotFoundError(f"{name}: no such folder (nothing is downloaded{hint})")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        how = "pip install huggingface_hub fetches a model of that name, or name a folder that holds one"
+        raise FileNotFoundError(f"{name}: no such folder; {how}") from None
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=ON_THE_HUB, ignore_patterns=["*/*"]))
+    except Exception as error:  # no network, no such model, no permission: one sentence with the hub's own first line
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+        raise FileNotFoundError(f"{name}: no such folder, and the Hugging Face hub gave none: {reason}") from error
+
+
+def _read_settings(folder: Path, *, scores: bool) -> dict:
     path = folder / "config.json"
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder (nothing is downloaded)")
+        raise FileNotFoundError(f"{folder}: no such folder")
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no config.json, so this is no model in the Hugging Face layout")
     settings = _read_json(path)
-    if settings.get("model_type") != "llama":
-        raise ValueError(f"{path}: wanted model_type 'llama', got {settings.get('model_type')!r}")
-    found = settings.get("architectures") or [LANGUAGE_MODEL]
-    if found != [architecture]:
-        reader = {LANGUAGE_MODEL: "load_pretrained", REWARD_MODEL: "load_reward_model"}.get(found[0])
-        hint = f"; {reader} reads these" if reader else ""
-        raise ValueError(f"{path}: wanted architectures ['{architecture}'], got {found}{hint}")
+    family = settings.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"{path}: wanted model_type {', '.join(map(repr, FAMILIES))}, got {family!r}")
+    wanted, other = (architecture(family, scores=which) for which in (scores, not scores))
+    found = settings.get("architectures") or [architecture(family, scores=False)]
+    if found != [wanted]:
+        hint = f"; {'load_pretrained' if scores else 'load_reward_model'} reads these" if found == [other] else ""
+        raise ValueError(f"{path}: wanted architectures ['{wanted}'], got {found}{hint}")
     return settings
 
 
-def _read_transformer(folder: Path, settings: dict) -> tuple[Transformer, Tensor | None]:
-    """The Transformer, and a reward model's score.weight beside it."""
-    config = _from_llama(settings, folder / "config.json")
-    path = folder / "model.safetensors"
-    tensors = _read_tensors(path) if path.is_file() else _read_shards(folder)
-    for name in [name for name in tensors if name.endswith("rotary_emb.inv_freq")]:
-        del tensors[name]  # a constant that old files hold
-    score = None
-    if settings.get("architectures") == [REWARD_MODEL]:
-        if "score.weight" not in tensors:
-            raise ValueError(f"{path}: no tensor score.weight")
-        score = tensors.pop("score.weight")
-        tensors.setdefault("lm_head.weight", score.new_zeros(config.vocab_size, config.width))
-    if config.tied:
-        tensors.pop("lm_head.weight", None)
-    with torch.device("meta"):  # shapes without memory: no time and no random numbers go into weights that are replaced
-        model = Transformer(config)
-    ours = {_llama_name(name): name for name, _ in model.named_parameters()}
-    _fill(model, {ours.get(name, name): x for name, x in tensors.items()}, path, {v: k for k, v in ours.items()})
-    if config.tied:
-        model.head.weight = model.embed.weight
-    return model, score
-
-
-def _from_llama(settings: dict, path: Path) -> TransformerConfig:
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}  # newer and older files
-    if not isinstance(rope, dict):
-        raise ValueError(f"{path}: wanted rope_parameters to be an object, got {rope!r}")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    bias = settings.get("attention_bias", False)
-    for name, got, wanted in (
-        ("hidden_act", settings.get("hidden_act", "silu"), "silu"),
-        ("rope_type", kind, "default"),
-        ("mlp_bias", settings.get("mlp_bias", False), bias),
-    ):
-        if got != wanted:
-            raise ValueError(f"{path}: {name} {got!r} is not supported, wanted {wanted!r}")
+def _config_of(settings: dict, folder: Path) -> TransformerConfig:
     try:
-        return TransformerConfig(
-            vocab_size=settings["vocab_size"],
-            width=settings["hidden_size"],
-            layers=settings["num_hidden_layers"],
-            heads=settings["num_attention_heads"],
-            kv_heads=settings.get("num_key_value_heads"),
-            head_dim=settings.get("head_dim"),
-            ffn=settings["intermediate_size"],
-            max_length=settings["max_position_embeddings"],
-            norm_eps=settings["rms_norm_eps"],
-            rope_base=settings.get("rope_theta") or rope.get("rope_theta", 10000.0),
-            bias=bias,
-            tied=settings.get("tie_word_embeddings", False),
-        )
-    except KeyError as error:
-        raise ValueError(f"{path}: no entry {error.args[0]}") from None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        return read_config(settings)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
 
 
-def _llama_name(name: str) -> str:
-    """blocks.3.attention.query.weight -> model.layers.3.self_attn.q_proj.weight"""
-    *block, kind = name.split(".")
-    if block[0] == "blocks":
-        return f"model.layers.{block[1]}.{LLAMA['.'.join(block[2:])]}.{kind}"
-    return f"{LLAMA['.'.join(block)]}.{kind}"
+def _weights(folder: Path) -> tuple[Readers, Path]:
+    """What reads each tensor of a folder, and the file to name in messages."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return _readers(single), single
+    if not index.is_file():
+        raise FileNotFoundError(f"{folder}: no model.safetensors (only safetensors are read, nothing pickled)")
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(Path(str(shard)).name == shard for shard in weight_map.values()):
+        raise ValueError(f"{index}: wanted a weight_map from tensors to files of this folder")
+    readers = {}
+    for shard in sorted(set(weight_map.values())):
+        readers |= _readers(folder / shard)
+    return readers, index
 
 
-def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path, names: dict[str, str] | None = None) -> None:
-    """Puts the tensors in the place of the module's parameters. `names`: what the file calls them, for messages."""
-    wanted = dict(module.named_parameters())
-    called = lambda name: (names or {}).get(name, name)  # noqa: E731
-    for name in wanted:
+def _readers(path: Path) -> Readers:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (only safetensors are read, nothing pickled)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: partial(_read_tensor, path, name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {error}") from None
+
+
+def _read_tensor(path: Path, name: str) -> Tensor:
+    """The file is opened for each tensor, so that the pages of those read before do not stay in memory."""
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
+
+
+def _fill(head: nn.Linear, tensors: dict[str, Tensor], path: Path) -> None:
+    """Puts the tensors of a file in the place of a small head's."""
+    for name, p in head.named_parameters():
         if name not in tensors:
-            raise ValueError(f"{path}: no tensor {called(name)}")
-    for name, x in tensors.items():
-        if name not in wanted:
-            raise ValueError(f"{path}: unexpected tensor {name}")
-        if x.shape != wanted[name].shape:
-            raise ValueError(f"{path}: {called(name)}: wanted shape {tuple(wanted[name].shape)}, got {tuple(x.shape)}")
-        if not x.is_floating_point() or x.dtype != next(iter(tensors.values())).dtype:
-            raise ValueError(f"{path}: {called(name)}: wanted floating point, all alike, got {x.dtype}")
-    module.load_state_dict(tensors, strict=False, assign=True)
+            raise ValueError(f"{path}: no tensor {name}")
+        if tensors[name].shape != p.shape:
+            raise ValueError(f"{path}: {name}: wanted shape {tuple(p.shape)}, got {tuple(tensors[name].shape)}")
+        p.data.copy_(tensors[name])
+    for name in tensors.keys() - dict(head.named_parameters()).keys():
+        raise ValueError(f"{path}: unexpected tensor {name}")
 
 
 def _read_json(path: Path) -> dict:
@@ -192,28 +254,6 @@ def _read_json(path: Path) -> dict:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: wanted a JSON object, got {type(found).__name__}")
     return found
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (only safetensors are read, nothing pickled)")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file: {error}") from None
-
-
-def _read_shards(folder: Path) -> dict[str, Tensor]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        raise FileNotFoundError(f"{folder}: no model.safetensors (only safetensors are read, nothing pickled)")
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(Path(str(shard)).name == shard for shard in weight_map.values()):
-        raise ValueError(f"{index}: wanted a weight_map from tensors to files of this folder")
-    tensors = {}
-    for shard in sorted(set(weight_map.values())):
-        tensors |= _read_tensors(folder / shard)
-    return tensors
 
 
 def _read_tokenizer(folder: Path, config: TransformerConfig) -> Tokenizer | None:
@@ -243,7 +283,7 @@ def save_pretrained(
     or `load_reward_model` reads back bit for bit.
 
     The folder is written under another name and renamed when it is whole. An earlier model there is replaced.
-    ValueError: a config that Llama's layout has no words for, a pool of one's own, a parameter that the config does not
+    ValueError: a config that no layout has words for, a pool of one's own, a parameter that the config does not
     account for, a folder that holds something other than a model.
     """
     with _renamed_when_whole(Path(folder).resolve()) as aside:
@@ -251,50 +291,33 @@ def save_pretrained(
             if model.pool not in POOLS.values():
                 raise ValueError(f"model: a file can only name the pools {', '.join(POOLS)}, got {model.pool}")
             pool = next(name for name, function in POOLS.items() if function is model.pool)
-            extra = {"architectures": [REWARD_MODEL], "num_labels": 1, "minirl_pool": pool}
+            extra = {"num_labels": 1, "minirl_pool": pool}
             _write_transformer(model.trunk, tokenizer, aside, extra, {"score.weight": model.score.weight})
         elif isinstance(model, PolicyWithValue):
-            _write_transformer(model.policy, tokenizer, aside, {"architectures": [LANGUAGE_MODEL]}, {})
+            _write_transformer(model.policy, tokenizer, aside, {}, {})
             _write_tensors(dict(model.value_head.named_parameters()), aside / "value_head.safetensors")
             if model.critic is not None:
                 (aside / "critic").mkdir()
-                _write_transformer(model.critic, None, aside / "critic", {"architectures": [LANGUAGE_MODEL]}, {})
+                _write_transformer(model.critic, None, aside / "critic", {}, {})
         else:
-            _write_transformer(model, tokenizer, aside, {"architectures": [LANGUAGE_MODEL]}, {})
+            _write_transformer(model, tokenizer, aside, {}, {})
 
 
 def _write_transformer(
     model: Transformer, tokenizer: Tokenizer | None, folder: Path, extra: dict, beside: dict[str, Tensor]
 ) -> None:
     config = model.config
-    for name, wanted in (("norm", "rmsnorm"), ("positions", "rope"), ("activation", "swiglu")):
-        if getattr(config, name) != wanted:
-            raise ValueError(f"config: Llama's layout wants {name}={wanted!r}, got {getattr(config, name)!r}")
-    with torch.device("meta"):
-        known = {name for name, _ in Transformer(config).named_parameters()}
+    family = family_of(config)
     tensors = dict(model.named_parameters())
-    for name in sorted(known ^ tensors.keys()):
+    for name in sorted(shapes_of(config).keys() ^ tensors.keys()):
         raise ValueError(f"model: wanted the parameters of its config and no others, got a difference in {name}")
     if tokenizer is not None:
         _check_vocabulary(tokenizer, config, "save_pretrained")
         tokenizer.save(folder)
     settings = {
+        "architectures": [architecture(family, scores=bool(beside))],
         **extra,
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.ffn,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_length,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_base,
-        "hidden_act": "silu",
-        "tie_word_embeddings": config.tied,
-        "attention_bias": config.bias,
-        "mlp_bias": config.bias,
+        **write_config(config),
         "bos_token_id": tokenizer and tokenizer.bos_id,
         "eos_token_id": tokenizer and tokenizer.eos_id,
         "pad_token_id": tokenizer and tokenizer.pad_id,
@@ -302,7 +325,7 @@ def _write_transformer(
     }
     text = json.dumps(settings, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8", newline="\n")
-    _write_tensors({_llama_name(name): x for name, x in tensors.items()} | beside, folder / "model.safetensors")
+    _write_tensors(pack(tensors, config) | beside, folder / "model.safetensors")
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -10,22 +10,29 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from minirl.types import Tensor, check_knob
 
 
 class Tokenizer:
-    """`eos`, `bos` and `pad` are token strings that the backend knows, or None.
+    """`eos`, `bos` and `pad` are token strings that the backend knows, or None. `chat_template`: how a conversation
+    becomes one text (see chat.py), or None.
 
     Attributes: eos_id, bos_id (None where there is none), pad_id, vocab_size. Without a pad token the end token fills
     the space: padding is masked everywhere, so that any token would do.
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, *, eos: str | None, bos: str | None = None, pad: str | None = None
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        eos: str | None,
+        bos: str | None = None,
+        pad: str | None = None,
+        chat_template: str | None = None,
     ):
-        self.backend = backend
+        self.backend, self.chat_template = backend, chat_template
         self.eos, self.bos, self.pad = eos, bos, pad
         self.eos_id, self.bos_id, self.pad_id = (
             None if token is None else self._id_of(name, token)
@@ -74,6 +81,7 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         names = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
+        names["chat_template"] = self.chat_template
         config = {"tokenizer_class": "PreTrainedTokenizerFast"} | {k: v for k, v in names.items() if v is not None}
         (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True) + "\n", encoding="utf-8", newline="\n")
         (folder / "tokenizer_config.json").write_text(
@@ -82,19 +90,48 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """From a folder with tokenizer.json and tokenizer_config.json, ours or one from the Hugging Face hub."""
+        """From a folder with tokenizer.json and tokenizer_config.json, ours or one from the Hugging Face hub.
+
+        A chat template may stand in tokenizer_config.json, or in chat_template.jinja, which then counts. Where no entry
+        says which token ends a text (GPT-2), the model's config.json does.
+        """
         folder = Path(folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (folder / name).is_file():
                 raise ValueError(f"folder: no {name} in {folder}")
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
         def token(name: str) -> str | None:
             entry = config.get(name)  # a string, or {"content": string, ...} in older files
             return entry["content"] if isinstance(entry, dict) else entry
 
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return cls(backend, eos=token("eos_token"), bos=token("bos_token"), pad=token("pad_token"))
+        eos = token("eos_token") if "eos_token" in config else _end_of_the_model(folder, backend)
+        if config.get("add_bos_token") and token("bos_token") is not None:
+            begin_with(backend, token("bos_token"))  # some files leave this to the class that reads them (DeepSeek-LLM)
+        template = config.get("chat_template")
+        if isinstance(template, list):  # several, by name
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        if (folder / "chat_template.jinja").is_file():
+            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return cls(backend, eos=eos, bos=token("bos_token"), pad=token("pad_token"), chat_template=template)
+
+
+def _end_of_the_model(folder: Path, backend: tokenizers.Tokenizer) -> str | None:
+    path = folder / "config.json"
+    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    return backend.id_to_token(eos) if isinstance(eos, int) else None
+
+
+def begin_with(backend: tokenizers.Tokenizer, bos: str) -> None:
+    """Lets the backend put this token in front of every text, if it does not already."""
+    bos_id = backend.token_to_id(bos)
+    if bos_id is None or backend.encode("").ids[:1] == [bos_id]:
+        return
+    front = processors.TemplateProcessing(single=f"{bos}:0 $A:0", special_tokens=[(bos, bos_id)])
+    backend.post_processor = (
+        front if backend.post_processor is None else processors.Sequence([backend.post_processor, front])
+    )
 
 
 def word_tokenizer(words: Iterable[str], *, eos: str) -> Tokenizer:

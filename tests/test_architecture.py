@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "minirl"
 FLOORS = [
     ["types"],
     ["masking"],
-    ["kl", "logprobs", "advantages", "rewards"],
+    ["kl", "logprobs", "advantages", "rewards", "rotary"],
     ["losses", "model", "tokenizer", "checkpoint"],
-    ["generate", "pretrained", "lora", "tasks", "exact"],
-    ["rollout", "run"],
-    ["train", "samples"],
+    ["generate", "layouts", "chat", "lora", "tasks", "exact"],
+    ["rollout", "run", "pretrained"],
+    ["train", "samples", "gguf_file"],
     ["road", "launch"],
     ["__main__"],
 ]

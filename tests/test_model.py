@@ -1,6 +1,7 @@
 """The transformer: its attention against the written-out one, padding, the cache, causality, both families of config."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from minirl.model import (
     rotate,
     summed,
 )
+from minirl.rotary import RopeScaling
 from minirl.types import strict
 
 LLAMA = TransformerConfig(vocab_size=31, width=32, layers=2, heads=4, kv_heads=2, ffn=48, max_length=40)
@@ -35,7 +37,10 @@ GPT2 = TransformerConfig(
     bias=True,
     tied=True,
 )
-CONFIGS = pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+LONG = replace(LLAMA, rope_scaling=RopeScaling("llama3", 8.0, original_max_length=32))
+QWEN2, QWEN3 = replace(LLAMA, qkv_bias=True), replace(LLAMA, qk_norm=True, head_dim=10)
+FAMILIES = {"llama": LLAMA, "gpt2": GPT2, "llama3": LONG, "qwen2": QWEN2, "qwen3": QWEN3}
+CONFIGS = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 ROWS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9, 3]]  # of four lengths
 
 
@@ -105,6 +110,27 @@ def test_the_model_computes_attention_as_written_out():
         heads.append(naive_attention(*(z[:, i : i + 1] for z, i in ((q, head), (k, group), (v, group))), mask))
     expected = attention.out(torch.cat(heads, 1).transpose(1, 2).reshape(2, 6, -1))
     close(attention(x, rope, None, None), expected)
+
+
+def test_qwen3_normalises_each_head_before_it_turns():
+    attention, config = make(QWEN3).blocks[0].attention, QWEN3
+    x, rope = torch.randn(2, 6, 32), rope_table(config)[:, :6].unsqueeze(-3)
+    heads = []
+    for head in range(4):
+        q, k, v = (
+            part(x)[..., i * 10 : (i + 1) * 10]
+            for part, i in ((attention.query, head), (attention.key, head // 2), (attention.value, head // 2))
+        )
+        q, k = (z * (z.square().mean(-1, keepdim=True) + 1e-5).rsqrt() for z in (q, k))
+        q, k = q * attention.query_norm.weight, k * attention.key_norm.weight
+        q, k, v = rotate(q[:, None], rope), rotate(k[:, None], rope), v[:, None]
+        heads.append(naive_attention(q, k, v, torch.ones(6, 6).tril().bool())[:, 0])
+    close(attention(x, rope, None, None), attention.out(torch.cat(heads, -1)))
+
+
+def test_qwen2_has_biases_on_three_matrices():
+    biases = {name.partition(".")[2] for name, _ in make(QWEN2).blocks.named_parameters() if name.endswith("bias")}
+    assert biases == {f"attention.{part}.bias" for part in ("query", "key", "value")}
 
 
 def test_feed_forward_and_norms_are_the_published_formulas():
@@ -277,7 +303,7 @@ def test_a_fresh_model_is_reproducible_and_nearly_uniform(config):
     for weight, std in (
         (models[0].embed.weight, 0.02),
         (block.attention.query.weight, 32**-0.5),
-        (block.attention.out.weight, 32**-0.5 / 2),  # sqrt(2 * 2 layers)
+        (block.attention.out.weight, (config.heads * config.head_dim) ** -0.5 / 2),  # sqrt(2 * 2 layers)
         (block.ffn.up.weight, 32**-0.5),
         (block.ffn.down.weight, config.ffn**-0.5 / 2),
     ):
@@ -380,6 +406,9 @@ def test_pools_by_hand():
         ({"activation": "relu"}, "activation"),
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"rope_base": 0.0}, "rope_base"),
+        ({"bias": True, "qkv_bias": True}, "qkv_bias"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling"),
+        ({"rope_scaling": RopeScaling("linear", 2.0), "positions": "learned"}, "rope_scaling"),
     ],
 )
 def test_bad_configs_are_named(change, word, unhooked):

@@ -2,7 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,6 +137,128 @@ def test_shards(tmp_path):
         load_pretrained(tmp_path / "model")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_are_read_into_the_precision_asked_for(tmp_path, dtype, unhooked):
+    model = PolicyWithValue(make(tied=True), make(seed=1))
+    torch.nn.init.normal_(model.value_head.weight)
+    save_pretrained(model, None, tmp_path / "model")
+    loaded, _ = load_policy_with_value(tmp_path / "model", dtype=dtype)
+    assert_equal(loaded, model.to(dtype))
+    save_pretrained(make_reward_model(), None, tmp_path / "judge")
+    assert_equal(load_reward_model(tmp_path / "judge", dtype=dtype)[0], make_reward_model().to(dtype))
+    edit_tensors(tmp_path / "model", lambda tensors: tensors.update({Q: tensors[Q].half()}))
+    assert {p.dtype for p in load_pretrained(tmp_path / "model", dtype=dtype)[0].parameters()} == {dtype}  # mixed
+    with pytest.raises(ValueError, match=r"^dtype: wanted one of torch.float32"):
+        load_pretrained(tmp_path / "model", dtype=torch.int8)
+
+
+def test_weights_go_to_the_device_asked_for(tmp_path):
+    save_pretrained(make(tied=True), None, tmp_path / "model")
+    model, _ = load_pretrained(tmp_path / "model", device="meta")
+    assert {x.device.type for x in [*model.parameters(), *model.buffers()]} == {"meta"}
+    assert model.head.weight is model.embed.weight
+
+
+MEASURE = """
+import sys, torch
+from minirl.pretrained import load_pretrained
+
+def peak(which):
+    line = next(line for line in open("/proc/self/status") if line.startswith(which))
+    return int(line.split()[1]) * 1024
+
+torch.set_num_threads(1)
+load_pretrained(sys.argv[2])  # a small one first: what the libraries take for themselves is not the question
+before = peak("VmRSS")
+model, _ = load_pretrained(sys.argv[1], dtype=torch.float32)
+print((peak("VmHWM") - before) / sum(p.numel() * 4 for p in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is measured as Linux counts it")
+@pytest.mark.parametrize("shards", [False, True])
+def test_loading_takes_the_memory_of_the_model_and_little_more(tmp_path, shards):
+    """96 MB in float32 from a file of 48 MB: a file that is held whole gives 1.5, one that is copied first gives 2."""
+    config = TransformerConfig(vocab_size=64, width=512, layers=6, heads=8, ffn=1920, max_length=8)
+    with torch.device("meta"):
+        model = Transformer(config)
+    model = model.to_empty(device="cpu").bfloat16()
+    for p in model.parameters():
+        p.data.zero_()
+    save_pretrained(model, None, tmp_path / "large")
+    if shards:
+        shard(tmp_path / "large")
+    save_pretrained(make(), None, tmp_path / "small")
+    script = [sys.executable, "-c", MEASURE, str(tmp_path / "large"), str(tmp_path / "small")]
+    share = float(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
+    assert 0.9 < share < 1.15
+
+
+def test_a_name_is_fetched_from_the_hub(tmp_path, monkeypatch):
+    save_pretrained(make(), TOKENIZER, tmp_path / "model")
+    asked = []
+
+    def snapshot_download(name, **given):
+        asked.append((name, given["revision"], sorted(given["allow_patterns"]), given["ignore_patterns"]))
+        return str(tmp_path / "model")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    for name in ("gpt2", "deepseek-ai/deepseek-llm-7b-base"):
+        assert_equal(load_pretrained(name, revision="abc")[0], make())
+    patterns = ["*.json", "chat_template.jinja", "model*.safetensors"]
+    assert asked == [(name, "abc", patterns, ["*/*"]) for name in ("gpt2", "deepseek-ai/deepseek-llm-7b-base")]
+
+
+def test_what_is_no_name_is_not_asked_for(tmp_path, monkeypatch):
+    def snapshot_download(name, **given):
+        raise ConnectionError("no way out\nand more")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    with pytest.raises(
+        FileNotFoundError, match=r"^a/b: no such folder, and the Hugging Face hub gave none: .*way out$"
+    ):
+        load_pretrained("a/b")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for folder in ("nowhere", "runs/final", "a/b/c", "../a", str(tmp_path / "model"), Path("a/b")):
+        with pytest.raises(FileNotFoundError, match=r": no such folder \(nothing is downloaded"):
+            load_pretrained(folder)
+    with pytest.raises(ValueError, match=r"model.gguf: a GGUF file; minirl.gguf_file.load_gguf reads these"):
+        load_pretrained("model.gguf")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # an import of it fails
+    with pytest.raises(FileNotFoundError, match=r"^gpt2: no such folder; pip install huggingface_hub"):
+        load_pretrained("gpt2")
+
+
+# Tokenizers as other libraries leave them
+
+
+def test_the_end_of_a_text_may_stand_in_the_model_s_config(tmp_path):
+    """GPT-2's tokenizer_config.json names no token at all."""
+    folder = tmp_path / "model"
+    save_pretrained(make(), TOKENIZER, folder)
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
+    edit_config(folder, eos_token_id=12)
+    assert load_pretrained(folder)[1].eos == TOKENIZER.backend.id_to_token(12)
+    (folder / "tokenizer_config.json").write_text('{"eos_token": null}')
+    assert load_pretrained(folder)[1].eos_id is None
+
+
+def test_a_token_in_front_that_the_config_asks_for(tmp_path):
+    """DeepSeek-LLM's tokenizer.json leaves it to the class that reads it."""
+    folder = tmp_path / "model"
+    save_pretrained(make(), TOKENIZER, folder)
+    asked = {"eos_token": "!", "bos_token": "=", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(asked))
+    tokenizer = load_pretrained(folder)[1]
+    bare = TOKENIZER.encode("1+2")
+    assert tokenizer.encode("1+2") == [tokenizer.bos_id, *bare] and tokenizer.encode_continuation("1+2") == bare
+    save_pretrained(make(), tokenizer, tmp_path / "again")
+    path = tmp_path / "again" / "tokenizer_config.json"
+    path.write_text(json.dumps(asked))  # asked for twice, put there once
+    assert load_pretrained(tmp_path / "again")[1].encode("1+2") == [tokenizer.bos_id, *bare]
+
+
 def test_what_is_written_is_the_layout_others_read(tmp_path):
     save_pretrained(make(), TOKENIZER, tmp_path / "model")
     names = {path.name for path in (tmp_path / "model").iterdir()}
@@ -222,7 +347,7 @@ DAMAGE = {
     "half a tokenizer": (lambda f: truncate(f / "tokenizer.json", 50), "model: the tokenizer cannot be read"),
     "another model type": (
         lambda f: edit_config(f, model_type="mamba"),
-        "config.json: .*model_type 'llama', got 'mamba'",
+        "config.json: .*model_type 'gpt2', 'llama', 'qwen2', 'qwen3', got 'mamba'",
     ),
     "no model type": (lambda f: edit_config(f, model_type=None), "config.json: .*got None"),
     "another architecture": (
@@ -311,6 +436,9 @@ def test_damage_to_heads_is_named(tmp_path):
     edit_config(folder, minirl_pool=None)
     edit_tensors(folder, lambda t: t.pop("score.weight"))
     with pytest.raises(ValueError, match=r"no tensor score.weight"):
+        load_reward_model(folder)
+    edit_tensors(folder, lambda t: t.update({"score.weight": torch.ones(2, 24)}))
+    with pytest.raises(ValueError, match=r"weight: wanted shape \(1, 24\), got \(2, 24\)"):
         load_reward_model(folder)
 
 
