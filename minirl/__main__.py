@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="{train,generate,compare}")
     train = commands.add_parser("train", help="run one training loop", description="Run one training loop.")
     loops = train.add_subparsers(title="loops", metavar="NAME", required=True, dest="name")
-    from minirl.launch import LOOPS
+    from minirl.launch import LOOPS, TASK_FORMS
 
     for name, loop in LOOPS.items():
         add_loop(loops.add_parser(name, help=loop.about, description=f"{name}: {loop.about}.", parents=[common]), loop)
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="let two saved models answer the same prompts", parents=[common])
     compare.add_argument("first", metavar="A", help="a model in the Hugging Face layout, such as OUT/final")
     compare.add_argument("second", metavar="B", help="another one")
-    compare.add_argument("--task", default="stories", help="stories, digit_sum, or a .jsonl file of prompts (stories)")
+    compare.add_argument("--task", default="stories", help=f"{TASK_FORMS} (stories)")
     compare.add_argument("--reward", help="rule.py:function or a reward model's folder (what the task is paid with)")
     compare.add_argument("-n", type=int, default=64, help="prompts (64)")
     compare.add_argument("--max-new-tokens", type=int, help="(what the task needs)")
@@ -98,7 +98,9 @@ def check_device(name: str) -> None:
 
 
 def add_loop(parser: argparse.ArgumentParser, loop) -> None:
-    parser.add_argument("--task", default="stories", help="stories, digit_sum, or a .jsonl file of prompts (stories)")
+    from minirl.launch import TASK_FORMS
+
+    parser.add_argument("--task", default="stories", help=f"{TASK_FORMS} (stories)")
     parser.add_argument("--out", type=Path, required=True, help="folder for config, metrics, checkpoints and the model")
     parser.add_argument("--model", help="start from this folder in the Hugging Face layout (the task's stored weights)")
     parser.add_argument("--reward", help="rule.py:function or a reward model's folder (what the task is paid with)")

@@ -19,13 +19,19 @@ from minirl.pretrained import load_pretrained, load_reward_model, save_pretraine
 from minirl.rollout import Rule, Scorer, model_scorer, preference_pairs, roll_out, rule_scorer
 from minirl.run import Run
 from minirl.samples import write_samples
-from minirl.tasks import DATA, digit_sum, stories
+from minirl.tasks import DATA, addition, countdown, digit_sum, gsm8k, stories
 from minirl.tokenizer import Tokenizer
 from minirl.train import critic_free, dpo, grpo, kto, ppo, pretrain, reward_model, sft
-from minirl.train.settings import DIGIT_SUM, PREFERENCE_PAIRS, STORIES, tiny_transformer
+from minirl.train.settings import ADDITION, COUNTDOWN, DIGIT_SUM, PREFERENCE_PAIRS, STORIES, tiny_transformer
 from minirl.types import PreferenceBatch
 
-TASKS = {"stories": (stories, STORIES), "digit_sum": (digit_sum, DIGIT_SUM)}
+TASKS = {
+    "stories": (stories, STORIES),
+    "digit_sum": (digit_sum, DIGIT_SUM),
+    "addition": (addition, ADDITION),
+    "countdown": (countdown, COUNTDOWN),
+}
+TASK_FORMS = f"{', '.join(TASKS)}, gsm8k:PATH (its file or folder) or a .jsonl file of prompts"
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Job:
         found = getattr(self.task, kind, None)
         if found is None:
             raise ValueError(
-                f"--task: this task has no {kind.replace('_', ' ')} to learn from; use stories or digit_sum"
+                f"--task: this task has no {kind.replace('_', ' ')} to learn from; use {', '.join(TASKS)} or gsm8k:PATH"
             )
         return found
 
@@ -242,11 +248,17 @@ def show_samples(job: Job, trained: Transformer | PolicyWithValue | RewardModel,
 
 
 def find_task(name: str) -> tuple[ModuleType | SimpleNamespace, dict]:
-    """A world of the library by its name, or prompts from a .jsonl file with a "prompt" in each line."""
+    """A world of the library by its name, GSM8K from the file or folder named behind a colon, or prompts from a .jsonl file
+    with a "prompt" in each line."""
     if name in TASKS:
         return TASKS[name]
+    world, _, path = name.partition(":")
+    if world == "gsm8k":
+        if not path:
+            raise ValueError("--task: gsm8k wants its .jsonl file, or the folder with train.jsonl: gsm8k:PATH")
+        return gsm8k.task(path), {}
     if not name.endswith(".jsonl"):
-        raise ValueError(f"--task: wanted {', '.join(TASKS)} or a .jsonl file of prompts, got {name!r}")
+        raise ValueError(f"--task: wanted {TASK_FORMS}, got {name!r}")
     if not Path(name).is_file():
         raise ValueError(f"--task: no file {name}")
     found = []
@@ -276,6 +288,8 @@ def starting_model(module, loop: Loop, folder: str | None, seed: int) -> tuple[T
         return load_pretrained(stored)
     if loop.start:
         raise ValueError("--model: this task has no stored weights; name a model's folder")
+    if not hasattr(module, "tokenizer"):
+        raise ValueError("--model: this task has no tokenizer of its own; name a model's folder")
     tokenizer = module.tokenizer()
     torch.manual_seed(seed)
     return Transformer(tiny_transformer(tokenizer.vocab_size)), tokenizer

@@ -10,6 +10,9 @@ import torch
 
 from minirl.__main__ import main
 from minirl.launch import LOOPS
+from minirl.model import Transformer, TransformerConfig
+from minirl.pretrained import save_pretrained
+from minirl.tokenizer import train_bpe
 from minirl.types import STATS
 
 
@@ -79,7 +82,16 @@ def test_same_seed_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["grpo", "--task", "chess"], "--task: wanted stories, digit_sum or a .jsonl file of prompts, got 'chess'"),
+        (
+            ["grpo", "--task", "chess"],
+            "--task: wanted stories, digit_sum, addition, countdown, gsm8k:PATH (its file or folder) or a .jsonl file of "
+            "prompts, got 'chess'",
+        ),
+        (
+            ["grpo", "--task", "gsm8k"],
+            "--task: gsm8k wants its .jsonl file, or the folder with train.jsonl: gsm8k:PATH",
+        ),
+        (["grpo", "--task", "gsm8k:nowhere"], "no file nowhere"),
         (["grpo", "--task", "none.jsonl"], "--task: no file none.jsonl"),
         (["ppo", "--model", "nowhere"], "nowhere"),
         (["ppo", "--reward", "none.py:f"], "--reward: no file none.py"),
@@ -161,6 +173,58 @@ def test_prompts_from_a_file_and_a_rule_from_a_file(tmp_path):
     assert train(tmp_path / "first", "sft", "--task", "digit_sum", "--steps", "1", "--batch", "2") == 0
     arguments = ["--task", str(prompts), "--reward", f"{rule}:short", "--model", str(tmp_path / "first" / "final")]
     assert train(tmp_path / "out", "ppo", *arguments, "--steps", "1", "--batch", "4", "--minibatch", "4") == 0
+
+
+@pytest.mark.parametrize("task", ["addition", "countdown"])
+def test_the_reasoning_worlds_run_through_every_kind_of_loop(tmp_path, task):
+    small = {
+        "pretrain": ["--batch", "4"],
+        "sft": ["--batch", "4"],
+        "grpo": ["--prompts", "2", "--group-size", "4"],
+        "ppo": ["--batch", "4", "--minibatch", "4"],
+    }
+    for name, knobs in small.items():
+        assert train(tmp_path / name, name, "--task", task, "--steps", "1", *knobs) == 0
+        assert json.loads((tmp_path / name / "config.json").read_text())["task"] == task
+    both = [str(tmp_path / name / "final") for name in ("sft", "grpo")]
+    assert main(["compare", *both, "--task", task, "-n", "4", "--threads", "1"]) == 0
+
+
+@pytest.fixture
+def gsm8k_folder(tmp_path):
+    """Two problems in GSM8K's form, and a model that can read them: bytes for tokens, and no idea of anything."""
+    rows = [{"question": f"{n} + {n}?", "answer": f"{n}+{n}=<<{n}+{n}={2 * n}>>{2 * n}\n#### {2 * n}"} for n in (2, 3)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = train_bpe([], 257, eos="<end>")
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(vocab_size=257, width=16, layers=1, heads=2, ffn=32, max_length=512))
+    save_pretrained(model, tokenizer, tmp_path / "model")
+    return tmp_path
+
+
+def test_gsm8k_with_a_model_and_a_file_of_ones_own(gsm8k_folder, capsys):
+    given = ["--model", str(gsm8k_folder / "model"), "--steps", "1"]
+    for task in (f"gsm8k:{gsm8k_folder}", f"gsm8k:{gsm8k_folder / 'train.jsonl'}"):
+        out = gsm8k_folder / f"sft{len(task)}"
+        assert train(out, "sft", "--task", task, *given, "--batch", "2") == 0
+    small = ["--prompts", "2", "--group-size", "2", "--max-new-tokens", "8"]
+    assert train(gsm8k_folder / "grpo", "grpo", "--task", task, *given, *small) == 0
+    record = json.loads((gsm8k_folder / "grpo" / "metrics.jsonl").read_text())
+    assert record["reward_mean"] in (0, 0.25, 0.5, 0.75, 1)
+    both = [str(out / "final"), str(gsm8k_folder / "grpo" / "final")]
+    assert main(["compare", *both, "--task", task, "-n", "4", "--max-new-tokens", "8", "--threads", "1"]) == 0
+    assert "B beats A" in capsys.readouterr().out
+
+
+def test_gsm8k_wants_a_model(gsm8k_folder, capsys, unhooked):
+    task = ["--task", f"gsm8k:{gsm8k_folder}", "--steps", "1"]
+    assert train(gsm8k_folder / "a", "grpo", *task) == 2
+    assert "--model: this task has no stored weights; name a model's folder" in one_line(capsys)
+    assert train(gsm8k_folder / "b", "pretrain", *task) == 2
+    assert "--model: this task has no tokenizer of its own; name a model's folder" in one_line(capsys)
+    (gsm8k_folder / "train.jsonl").write_text('{"question": "q", "answer": "#### x"}\n')
+    assert train(gsm8k_folder / "c", "grpo", *task) == 2
+    assert "train.jsonl, line 1: wanted" in one_line(capsys)
 
 
 def test_generate_writes_from_a_saved_model(tmp_path, capsys):
