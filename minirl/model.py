@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from minirl.masking import blank
 from minirl.rotary import RopeScaling, rope_frequencies
@@ -220,6 +221,9 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
+        self.recompute = (
+            False  # True: a block's insides are forgotten and computed again for the gradient, to save memory
+        )
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.max_length, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
@@ -272,8 +276,13 @@ class Transformer(nn.Module):
             x = x + self.positions(positions)
         else:
             rope = self.rope[:, positions].unsqueeze(-3).to(x.dtype)  # (2, 1 or B, 1, S, E): the same for all heads
+        recompute = self.recompute and cache is None and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, rope, mask, cache)
+            x = (
+                checkpoint(block, x, rope, mask, None, use_reentrant=False)
+                if recompute
+                else block(x, rope, mask, cache)
+            )
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)
