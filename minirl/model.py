@@ -13,6 +13,7 @@ would make it noise.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -221,9 +222,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
-        self.recompute = (
-            False  # True: a block's insides are forgotten and computed again for the gradient, to save memory
-        )
+        self.recompute = False  # True: a block's insides are computed again for the gradient, and not kept until then
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.max_length, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
@@ -276,13 +275,10 @@ class Transformer(nn.Module):
             x = x + self.positions(positions)
         else:
             rope = self.rope[:, positions].unsqueeze(-3).to(x.dtype)  # (2, 1 or B, 1, S, E): the same for all heads
-        recompute = self.recompute and cache is None and torch.is_grad_enabled()
+        again = cache is None and self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            x = (
-                checkpoint(block, x, rope, mask, None, use_reentrant=False)
-                if recompute
-                else block(x, rope, mask, cache)
-            )
+            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            x = run(x, rope, mask, cache)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)
