@@ -340,7 +340,7 @@ class PolicyWithValue(nn.Module):
         """What the policy's head reads, and the values."""
         hidden = self.policy.hidden(tokens, starts=starts)
         seen = hidden if self.critic is None else self.critic.hidden(tokens, starts=starts)
-        return hidden, self.value_head(seen).squeeze(-1)
+        return hidden, self.value_head(seen.to(self.value_head.weight.dtype)).squeeze(-1)
 
 
 class RewardModel(nn.Module):
@@ -373,7 +373,7 @@ class RewardModel(nn.Module):
         if len(mask) != len(tokens) or mask.shape[1] > tokens.shape[1]:
             raise ValueError(f"mask: wanted the last columns of tokens {tuple(tokens.shape)}, got {tuple(mask.shape)}")
         hidden = self.trunk.hidden(tokens, starts=starts)[:, -mask.shape[1] :]
-        return self.score(hidden).squeeze(-1)
+        return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1)
 
 
 def last_token(scores: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
@@ -389,9 +389,10 @@ def summed(scores: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Ten
 
 
 def zero_head(trunk: Transformer, *, bias: bool) -> nn.Linear:
-    """D -> 1, starting at 0 for every input."""
+    """D -> 1, starting at 0 for every input, in float32 at least: it learns from nothing."""
     weight = trunk.embed.weight
-    head = nn.Linear(trunk.config.width, 1, bias, device=weight.device, dtype=weight.dtype)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    head = nn.Linear(trunk.config.width, 1, bias, device=weight.device, dtype=dtype)
     for p in head.parameters():
         nn.init.zeros_(p)
     return head
