@@ -95,11 +95,30 @@ def model_scorer(reward_model: RewardModel, *, rows: int = 128) -> Scorer:
     return score
 
 
+def centred_scorer(scorer: Scorer, prompts: list[str], rollout: Rollout) -> Scorer:
+    """score(x, y) - c, with c the scorer's mean over reference responses: all such scorers count from the same zero.
+
+    Bradley-Terry fixes a score up to a constant, and each reward model of an ensemble ends with its own. Left in, the
+    constants count as disagreement. The scale is left as it is: it is fixed, a difference of scores is a log-odds.
+    """
+    with torch.no_grad():
+        scores = scorer(prompts, rollout)
+    check_rows(rollout.tokens, scores=scores)
+    check_finite(scores=scores)
+    zero = scores.mean()
+
+    def score(prompts: list[str], rollout: Rollout) -> Tensor:
+        return scorer(prompts, rollout) - zero
+
+    return score
+
+
 def ensemble_scorer(scorers: list[Scorer], *, caution: float = 1.0) -> Scorer:
     """Mean minus `caution` standard deviations over several reward models: a lower confidence bound.
 
     Reward models that learned from the same labels agree where the labels were, and part where a policy goes to please
-    one of them; the bound does not pay for that (Coste et al. 2024, "uncertainty-weighted optimisation").
+    one of them; the bound does not pay for that (Coste et al. 2024, who take off the variance instead). Give it reward
+    models through `centred_scorer`, or their constants are taken for disagreement.
     """
     check_knob("caution", caution, 0)
     if len(scorers) < 2:

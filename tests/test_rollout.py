@@ -10,6 +10,7 @@ from minirl.model import PolicyWithValue, RewardModel, Transformer, TransformerC
 from minirl.rollout import (
     best_of,
     best_of_kl_bound,
+    centred_scorer,
     encode_examples,
     ensemble_scorer,
     join,
@@ -156,6 +157,45 @@ def test_an_ensemble_does_not_pay_for_disagreement():
     assert scorer(texts, rollout).tolist() == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ValueError, match="scorers: wanted at least two"):
         ensemble_scorer([lambda p, r: one])
+
+
+def table(scores):
+    """A scorer that looks the score up by the first response token, so that two rollouts score differently."""
+    return lambda prompts, rollout: torch.tensor(scores)[rollout.response[:, 0] % len(scores)]
+
+
+def test_a_centred_scorer_has_mean_zero_on_the_reference_and_keeps_every_difference():
+    texts, rollout = sampled(tiny(), group_size=8)
+    others, elsewhere = sampled(tiny(1), ["78="], group_size=8, seed=2)
+    scorer = table([3.0, 7.0, 4.0])
+    centred = centred_scorer(scorer, texts, rollout)
+    assert centred(texts, rollout).mean().item() == pytest.approx(0, abs=1e-6)
+    shift = scorer(others, elsewhere) - centred(others, elsewhere)
+    assert torch.allclose(shift, scorer(texts, rollout).mean().expand(8))
+
+
+def test_constants_do_not_count_as_disagreement_after_centring():
+    """Bradley-Terry leaves each member's constant free, so an ensemble must not depend on it."""
+    texts, rollout = sampled(tiny(), group_size=8)
+    others, elsewhere = sampled(tiny(1), ["78="], group_size=8, seed=2)
+    members = [[3.0, 7.0, 4.0], [1.0, 2.0, 6.0], [0.0, 5.0, 5.0]]
+
+    def bound(constants):
+        scorers = [table([x + c for x in row]) for row, c in zip(members, constants, strict=True)]
+        centred = [centred_scorer(scorer, texts, rollout) for scorer in scorers]
+        return ensemble_scorer(centred)(others, elsewhere), ensemble_scorer(scorers)(others, elsewhere)
+
+    (plain, raw), (moved, raw_moved) = bound([0.0, 0.0, 0.0]), bound([0.0, 10.0, -30.0])
+    assert torch.allclose(plain, moved, atol=1e-4)
+    assert (raw - raw_moved).min() > 10  # what the constants do to the raw bound
+
+
+def test_a_centred_scorer_refuses_what_has_no_mean():
+    texts, rollout = sampled(tiny())
+    with pytest.raises(ValueError, match="scores: wanted finite numbers"):
+        centred_scorer(lambda p, r: torch.full((len(r),), math.inf), texts, rollout)
+    with pytest.raises(ValueError, match="scores"):
+        centred_scorer(lambda p, r: torch.zeros(len(r) + 1), texts, rollout)
 
 
 def test_a_rule_must_give_one_number_a_response():
