@@ -12,7 +12,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -31,7 +31,9 @@ from minirl.types import PreferenceBatch, Stats, Tensor
 class DPOConfig:
     steps: int = 120
     pairs: int = 64  # a step
-    micro_batch: int | None = None  # pairs in memory at a time; None: all of a step. The gradient is the same
+    micro_batch: int | None = field(
+        default=None, repr=False
+    )  # pairs in memory at a time; None: all of a step. The gradient is the same
     beta: float = 0.1
     label_smoothing: float = 0.1  # of CDPO and ROBUST
     gamma: float = 1.0  # margin of SIMPO

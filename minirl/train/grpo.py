@@ -1,7 +1,7 @@
 """GRPO (DeepSeekMath, Shao et al. 2024) and its relatives: several answers to a prompt judge each other, and no critic is
 trained. Which relative runs is a row of the table in `critic_free`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,7 +24,9 @@ class GRPOConfig:
     prompts: int = 16  # a step
     group_size: int = 16  # answers a prompt
     minibatch: int = 256  # answers a gradient step
-    micro_batch: int | None = None  # answers in memory at a time; None: the minibatch. The gradient is the same
+    micro_batch: int | None = field(
+        default=None, repr=False
+    )  # answers in memory at a time; None: the minibatch. The gradient is the same
     epochs: int = 1
     max_new_tokens: int = 12
     temperature: float = 1.0

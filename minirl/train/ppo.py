@@ -1,6 +1,6 @@
 """PPO for text (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022): a critic, a clip, and KL in the reward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -23,7 +23,9 @@ class PPOConfig:
     steps: int = 60
     batch: int = 128  # responses a step
     minibatch: int = 64  # responses a gradient step
-    micro_batch: int | None = None  # responses in memory at a time; None: the minibatch. The gradient is the same
+    micro_batch: int | None = field(
+        default=None, repr=False
+    )  # responses in memory at a time; None: the minibatch. The gradient is the same
     epochs: int = 2  # passes over a step's responses
     max_new_tokens: int = 40
     temperature: float = 1.0
