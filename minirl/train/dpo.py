@@ -31,9 +31,7 @@ from minirl.types import PreferenceBatch, Stats, Tensor
 class DPOConfig:
     steps: int = 120
     pairs: int = 64  # a step
-    micro_batch: int | None = field(
-        default=None, repr=False
-    )  # pairs in memory at a time; None: all of a step. The gradient is the same
+    micro_batch: int | None = field(default=None, repr=False)  # pairs in memory at a time; changes no number
     beta: float = 0.1
     label_smoothing: float = 0.1  # of CDPO and ROBUST
     gamma: float = 1.0  # margin of SIMPO

@@ -24,9 +24,7 @@ class GRPOConfig:
     prompts: int = 16  # a step
     group_size: int = 16  # answers a prompt
     minibatch: int = 256  # answers a gradient step
-    micro_batch: int | None = field(
-        default=None, repr=False
-    )  # answers in memory at a time; None: the minibatch. The gradient is the same
+    micro_batch: int | None = field(default=None, repr=False)  # answers in memory at a time; changes no number
     epochs: int = 1
     max_new_tokens: int = 12
     temperature: float = 1.0

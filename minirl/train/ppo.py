@@ -23,9 +23,7 @@ class PPOConfig:
     steps: int = 60
     batch: int = 128  # responses a step
     minibatch: int = 64  # responses a gradient step
-    micro_batch: int | None = field(
-        default=None, repr=False
-    )  # responses in memory at a time; None: the minibatch. The gradient is the same
+    micro_batch: int | None = field(default=None, repr=False)  # responses in memory at a time; changes no number
     epochs: int = 2  # passes over a step's responses
     max_new_tokens: int = 40
     temperature: float = 1.0
