@@ -78,39 +78,43 @@ def test_a_correction_of_one_layer_alone_is_named_in_full(tmp_path):
     torch.testing.assert_close(load_adapter(make(), tmp_path)(TOKENS), model(TOKENS))
 
 
+PROGRAM = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+from peft import PeftModel
+
+for folder in sys.argv[1:]:
+    base = AutoModelForCausalLM.from_pretrained(folder + "/base", dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, folder + "/ours").eval()
+    with torch.no_grad():
+        logits = [model(torch.tensor(TOKENS)).logits.tolist()]
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.mul_(-0.5).add_(0.01)
+        logits.append(model(torch.tensor(TOKENS)).logits.tolist())
+    model.save_pretrained(folder + "/theirs")
+    print(json.dumps(logits))
+"""
+
+
 def test_peft_loads_ours_and_we_load_pefts(tmp_path):
     pytest.importorskip("peft")
     pytest.importorskip("transformers")
+    models = {}
     for family in FAMILIES:
-        base, ours, theirs = (tmp_path / family / name for name in ("base", "ours", "theirs"))
-        model = make(family)
-        save_pretrained(model, None, base)
-        adapt(model)
-        save_adapter(model, ours, base_model=str(base))
-        torch.save({"tokens": TOKENS}, tmp_path / "tokens.pt")
-        program = f"""
-import torch
-from transformers import AutoModelForCausalLM
-from peft import PeftModel
-tokens = torch.load({str(tmp_path / "tokens.pt")!r})["tokens"]
-base = AutoModelForCausalLM.from_pretrained({str(base)!r}, dtype=torch.float32)
-model = PeftModel.from_pretrained(base, {str(ours)!r}).eval()
-with torch.no_grad():
-    print(__import__("json").dumps(model(tokens).logits.tolist()))
-    for name, p in model.named_parameters():
-        if "lora_B" in name:
-            p.mul_(-0.5).add_(0.01)
-model.save_pretrained({str(theirs)!r})
-with torch.no_grad():
-    print(__import__("json").dumps(model(tokens).logits.tolist()))
-"""
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        before, after = (torch.tensor(json.loads(line)) for line in done.stdout.splitlines()[-2:])
+        models[family] = model = make(family)
+        save_pretrained(model, None, tmp_path / family / "base")
+        save_adapter(adapt(model), tmp_path / family / "ours", base_model=str(tmp_path / family / "base"))
+    program = PROGRAM.replace("TOKENS", str(TOKENS.tolist()))
+    command = [sys.executable, "-W", "ignore", "-c", program, *[str(tmp_path / family) for family in FAMILIES]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for (family, model), line in zip(models.items(), done.stdout.splitlines()[-len(FAMILIES) :], strict=True):
+        before, after = map(torch.tensor, json.loads(line))
         with torch.no_grad():
-            torch.testing.assert_close(model(TOKENS), before, atol=1e-4, rtol=1e-4, msg=family)
-            again = load_adapter(load_pretrained(base)[0], theirs)
-            torch.testing.assert_close(again(TOKENS), after, atol=1e-4, rtol=1e-4, msg=family)
+            torch.testing.assert_close(model(TOKENS), before, atol=1e-4, rtol=1e-4)
+            again = load_adapter(load_pretrained(tmp_path / family / "base")[0], tmp_path / family / "theirs")
+            torch.testing.assert_close(again(TOKENS), after, atol=1e-4, rtol=1e-4)
 
 
 def test_a_merged_model_needs_no_adapter(tmp_path):
@@ -152,7 +156,9 @@ def test_what_we_do_not_have_is_named(folder, entries, message):
 def test_another_models_adapter_is_refused_and_changes_nothing(folder):
     torch.manual_seed(0)
     wide = Transformer(TransformerConfig(vocab_size=13, width=32, layers=2, heads=4, ffn=20, max_length=32))
-    with pytest.raises(ValueError, match=r"down_proj: wanted lora_A \(rank, 20\) and lora_B \(32, rank\), got \(3, 20\)"):
+    with pytest.raises(
+        ValueError, match=r"down_proj: wanted lora_A \(rank, 20\) and lora_B \(32, rank\), got \(3, 20\)"
+    ):
         load_adapter(wide, folder)
     shallow = Transformer(
         TransformerConfig(vocab_size=13, width=24, layers=1, heads=4, kv_heads=2, ffn=20, max_length=32)
