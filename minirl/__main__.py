@@ -104,6 +104,18 @@ def add_loop(parser: argparse.ArgumentParser, loop) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for config, metrics, checkpoints and the model")
     parser.add_argument("--model", help="start from this folder in the Hugging Face layout (the task's stored weights)")
     parser.add_argument("--reward", help="rule.py:function or a reward model's folder (what the task is paid with)")
+    parser.add_argument(
+        "--lora",
+        type=int,
+        nargs="?",
+        const=16,
+        metavar="RANK",
+        help="train corrections of this rank (16), not the weights",
+    )
+    parser.add_argument("--dtype", default="fp32", help="fp32 or bf16, of the weights; bf16 wants --lora (fp32)")
+    parser.add_argument(
+        "--recompute", action="store_true", help="less memory, a third more time: activation checkpointing"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--checkpoint-every", type=int, default=10, metavar="STEPS", help="(10)")
     if "temperature" in {field.name for field in fields(loop.config)}:
@@ -119,7 +131,7 @@ def add_loop(parser: argparse.ArgumentParser, loop) -> None:
 
 def number(kind) -> type:
     """int or float: what a knob of this type reads."""
-    return int if kind is int else float
+    return int if kind in (int, int | None) else float
 
 
 def run_road(args) -> int:
@@ -155,6 +167,9 @@ def run_train(args) -> int:
         device=args.device,
         resume=args.resume,
         checkpoint_every=args.checkpoint_every,
+        lora=args.lora,
+        dtype=args.dtype,
+        recompute=args.recompute,
         knobs={name: value for name, value in given.items() if value is not None},
     )
     print(f"Model: {final}\nMetrics: {args.out / 'metrics.jsonl'}\nReport: {report_on(args.out, args.words)}")

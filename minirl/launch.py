@@ -14,6 +14,8 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 
+from minirl.adapters import save_adapter
+from minirl.lora import adapted, add_lora, base_of, merged
 from minirl.model import PolicyWithValue, RewardModel, Transformer, summed
 from minirl.pretrained import load_pretrained, load_reward_model, save_pretrained
 from minirl.rollout import Rule, Scorer, model_scorer, preference_pairs, roll_out, rule_scorer
@@ -31,6 +33,7 @@ TASKS = {
     "addition": (addition, ADDITION),
     "countdown": (countdown, COUNTDOWN),
 }
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TASK_FORMS = f"{', '.join(TASKS)}, gsm8k:PATH (its file or folder) or a .jsonl file of prompts"
 
 
@@ -39,7 +42,7 @@ class Job:
     """Everything a loop needs, found and loaded."""
 
     task: ModuleType | SimpleNamespace
-    model: Transformer  # where training starts; a copy of it, frozen, is the reference
+    model: Transformer  # where training starts
     tokenizer: Tokenizer
     reward: str | None
     seed: int
@@ -47,6 +50,9 @@ class Job:
 
     @property
     def ref(self) -> Transformer:
+        """The model as it starts, frozen: a copy, or with LoRA the same tensors without the corrections."""
+        if any(True for _ in adapted(self.model)):
+            return base_of(self.model)
         return copy.deepcopy(self.model).requires_grad_(False)
 
     @property
@@ -206,23 +212,58 @@ def train(
     resume: bool,
     checkpoint_every: int,
     knobs: dict,
+    lora: int | None = None,
+    dtype: str = "fp32",
+    recompute: bool = False,
 ) -> Path:
-    """Run one loop and write OUT; returns the folder of the trained model."""
+    """Run one loop and write OUT; returns the folder of the trained model, and with LoRA writes OUT/adapter as well."""
     loop = LOOPS[name]
+    check_savings(loop, lora, dtype)
     module, settings = find_task(task)
-    start, tokenizer = starting_model(module, loop, model, seed)
-    job = Job(module, start.to(device), tokenizer, reward, seed, device)
+    start, tokenizer = starting_model(module, loop, model, seed, DTYPES[dtype], device)
+    if lora is not None:
+        torch.manual_seed(seed)
+        add_lora(start, rank=lora)
+    start.recompute = recompute
+    job = Job(module, start, tokenizer, reward, seed, device)
     config = settings.get(loop.settings, loop.config())
     if loop.settings not in settings and "max_new_tokens" in {f.name for f in fields(config)}:
         config = replace(config, max_new_tokens=module.MAX_NEW_TOKENS)
     config = replace(config, seed=seed, **knobs)
     recorded = {"loop": name, "task": task, "model": model, "reward": reward, "device": device} | asdict(config)
+    recorded |= {"lora": lora, "dtype": dtype, "recompute": recompute}
     run = Run(out, config=recorded, resume=resume, checkpoint_every=checkpoint_every, name=name)
     trained = loop.run(job, config, run)
+    if lora is not None:
+        save_adapter(start, Path(out) / "adapter", base_model=model or "")
+        before = base_of(start)
+        trained = without_lora(trained)
+    else:
+        before, _ = starting_model(module, loop, model, seed, DTYPES[dtype], device)  # once more: training changed it
     save_pretrained(trained, tokenizer, Path(out) / "final")
-    start, _ = starting_model(module, loop, model, seed)  # once more: training changed the first one
-    show_samples(replace(job, model=start.to(device)), trained, config, Path(out) / "samples.json")
+    show_samples(replace(job, model=before), trained, config, Path(out) / "samples.json")
     return Path(out) / "final"
+
+
+def check_savings(loop: Loop, lora: int | None, dtype: str) -> None:
+    if lora is not None and loop.settings not in ("ppo", "grpo", "dpo", "kto", "sft"):
+        raise ValueError(f"--lora: {loop.settings} trains every weight; LoRA is for sft, ppo, grpo, dpo and their kin")
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype: wanted {' or '.join(DTYPES)}, got {dtype!r}")
+    if dtype != "fp32" and lora is None:
+        raise ValueError(
+            f"--dtype: {dtype} weights cannot learn by themselves: an update below 1/256 of a weight is rounded away. "
+            f"Add --lora 16: the weights stay as they are, and the corrections learn in float32"
+        )
+
+
+def without_lora(trained: Transformer | PolicyWithValue) -> Transformer | PolicyWithValue:
+    """The same model with its corrections folded in."""
+    if isinstance(trained, Transformer):
+        return merged(trained)
+    actor = PolicyWithValue(merged(trained.policy))
+    actor.value_head = trained.value_head
+    return actor
 
 
 def show_samples(job: Job, trained: Transformer | PolicyWithValue | RewardModel, config, path: Path) -> None:
@@ -276,23 +317,25 @@ def find_task(name: str) -> tuple[ModuleType | SimpleNamespace, dict]:
     return SimpleNamespace(prompts=prompts, MAX_NEW_TOKENS=24, __name__=name), {}
 
 
-def starting_model(module, loop: Loop, folder: str | None, seed: int) -> tuple[Transformer, Tokenizer]:
+def starting_model(
+    module, loop: Loop, folder: str | None, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Transformer, Tokenizer]:
     """--model, or the weights stored for this task, or a new model where the loop starts from nothing."""
     if folder is not None:
-        model, tokenizer = load_pretrained(folder)
+        model, tokenizer = load_pretrained(folder, dtype=dtype, device=device)
         if tokenizer is None:
             raise ValueError(f"--model: {folder} has no tokenizer.json")
         return model, tokenizer
     stored = stored_weights(module, loop.start)
     if stored is not None:
-        return load_pretrained(stored)
+        return load_pretrained(stored, dtype=dtype, device=device)
     if loop.start:
         raise ValueError("--model: this task has no stored weights; name a model's folder")
     if not hasattr(module, "tokenizer"):
         raise ValueError("--model: this task has no tokenizer of its own; name a model's folder")
     tokenizer = module.tokenizer()
     torch.manual_seed(seed)
-    return Transformer(tiny_transformer(tokenizer.vocab_size)), tokenizer
+    return Transformer(tiny_transformer(tokenizer.vocab_size)).to(device=device, dtype=dtype), tokenizer
 
 
 def stored_weights(module, stage: str) -> Path | None:

@@ -39,10 +39,12 @@ class LoRALinear(nn.Linear):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.rank, self.alpha = rank, alpha
-        a = torch.empty(rank, base.in_features, device=base.weight.device, dtype=base.weight.dtype)
+        # At least float32: an update of a thousandth of a bfloat16 number would be rounded away.
+        like = {"device": base.weight.device, "dtype": torch.promote_types(base.weight.dtype, torch.float32)}
+        a = torch.empty(rank, base.in_features, **like)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5))  # as the paper's code and PEFT: uniform within 1 / sqrt(in)
         self.lora_a = nn.Parameter(a)
-        self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
+        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, **like))
 
     @property
     def correction(self) -> Float[Tensor, "O I"]:
@@ -50,8 +52,8 @@ class LoRALinear(nn.Linear):
         return self.alpha / self.rank * (self.lora_b @ self.lora_a)
 
     def forward(self, x: Tensor) -> Tensor:
-        thin = nn.functional.linear(nn.functional.linear(x, self.lora_a), self.lora_b)
-        return super().forward(x) + self.alpha / self.rank * thin
+        thin = nn.functional.linear(nn.functional.linear(x.to(self.lora_a.dtype), self.lora_a), self.lora_b)
+        return super().forward(x) + (self.alpha / self.rank * thin).to(x.dtype)
 
 
 def add_lora(

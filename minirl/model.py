@@ -13,11 +13,13 @@ would make it noise.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from minirl.masking import blank
 from minirl.rotary import RopeScaling, rope_frequencies
@@ -220,6 +222,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
+        self.recompute = False  # True: a block's insides are computed again for the gradient, and not kept until then
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.max_length, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
@@ -272,8 +275,10 @@ class Transformer(nn.Module):
             x = x + self.positions(positions)
         else:
             rope = self.rope[:, positions].unsqueeze(-3).to(x.dtype)  # (2, 1 or B, 1, S, E): the same for all heads
+        again = cache is None and self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, rope, mask, cache)
+            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            x = run(x, rope, mask, cache)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)
@@ -335,7 +340,7 @@ class PolicyWithValue(nn.Module):
         """What the policy's head reads, and the values."""
         hidden = self.policy.hidden(tokens, starts=starts)
         seen = hidden if self.critic is None else self.critic.hidden(tokens, starts=starts)
-        return hidden, self.value_head(seen).squeeze(-1)
+        return hidden, self.value_head(seen.to(self.value_head.weight.dtype)).squeeze(-1)
 
 
 class RewardModel(nn.Module):
@@ -368,7 +373,7 @@ class RewardModel(nn.Module):
         if len(mask) != len(tokens) or mask.shape[1] > tokens.shape[1]:
             raise ValueError(f"mask: wanted the last columns of tokens {tuple(tokens.shape)}, got {tuple(mask.shape)}")
         hidden = self.trunk.hidden(tokens, starts=starts)[:, -mask.shape[1] :]
-        return self.score(hidden).squeeze(-1)
+        return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1)
 
 
 def last_token(scores: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
@@ -384,9 +389,10 @@ def summed(scores: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Ten
 
 
 def zero_head(trunk: Transformer, *, bias: bool) -> nn.Linear:
-    """D -> 1, starting at 0 for every input."""
+    """D -> 1, starting at 0 for every input, in float32 at least: it learns from nothing."""
     weight = trunk.embed.weight
-    head = nn.Linear(trunk.config.width, 1, bias, device=weight.device, dtype=weight.dtype)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    head = nn.Linear(trunk.config.width, 1, bias, device=weight.device, dtype=dtype)
     for p in head.parameters():
         nn.init.zeros_(p)
     return head

@@ -10,10 +10,11 @@ from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from minirl.generate import generate
 from minirl.kl import kl_exact
-from minirl.logprobs import entropy, response_slice
+from minirl.logprobs import entropy, response_slice, token_logprobs
 from minirl.masking import blank, masked_mean
 from minirl.model import PolicyWithValue, RewardModel, Transformer
 from minirl.tokenizer import Tokenizer
@@ -130,6 +131,9 @@ def ensemble_scorer(scorers: list[Scorer], *, caution: float = 1.0) -> Scorer:
     return score
 
 
+LOGITS_AT_ONCE = 2**25  # numbers; more are computed in chunks and, for the gradient, a second time
+
+
 def response_logits(
     model: Transformer,
     tokens: Int[Tensor, "B S"],
@@ -144,18 +148,77 @@ def response_logits(
     return model.head(response_slice(hidden, length)) / temperature
 
 
-def response_logits_and_values(
+def response_logprobs(
+    model: Transformer,
+    tokens: Int[Tensor, "B S"],
+    starts: Int[Tensor, " B"],
+    length: int,
+    *,
+    temperature: float = 1.0,
+    entropy_gradient: bool = False,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """log pi of each of the last `length` tokens, and the entropy of the distribution it was drawn from, in nats.
+
+    A table of all logits, (B, T, V), would be the largest tensor of a run: 8 responses of 1,024 tokens over a vocabulary of
+    128,256 are 4 GB in float32, and as much again for each function on the way of the gradient. It is never held: see
+    `logprobs_of_hidden`.
+    """
+    hidden = response_slice(model.hidden(tokens, starts=starts), length)
+    return logprobs_of_hidden(
+        model, hidden, tokens[:, -length:], temperature=temperature, entropy_gradient=entropy_gradient
+    )
+
+
+def response_logprobs_and_values(
     model: PolicyWithValue,
     tokens: Int[Tensor, "B S"],
     starts: Int[Tensor, " B"],
     length: int,
     *,
     temperature: float = 1.0,
-) -> tuple[Float[Tensor, "B T V"], Float[Tensor, "B T"]]:
-    """The same, with V(s_t) read at the same positions."""
-    check_knob("temperature", temperature, 0, open_low=True)
+    entropy_gradient: bool = False,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """The same, with V(s_t) read at the positions that predict: (logprobs, entropies, values)."""
     hidden, values = model.hidden_and_values(tokens, starts=starts)
-    return model.policy.head(response_slice(hidden, length)) / temperature, response_slice(values, length)
+    both = logprobs_of_hidden(
+        model.policy,
+        response_slice(hidden, length),
+        tokens[:, -length:],
+        temperature=temperature,
+        entropy_gradient=entropy_gradient,
+    )
+    return *both, response_slice(values, length)
+
+
+def logprobs_of_hidden(
+    model: Transformer,
+    hidden: Float[Tensor, "B T D"],
+    tokens: Int[Tensor, "B T"],
+    *,
+    temperature: float = 1.0,
+    entropy_gradient: bool = False,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """(logprobs, entropies) from what the head reads, with at most LOGITS_AT_ONCE logits in memory.
+
+    A chunk of positions goes through the head, becomes two numbers a position, and is forgotten; the backward pass
+    computes its logits once more, which makes the head, and nothing else, a third dearer.
+    """
+    check_knob("temperature", temperature, 0, open_low=True)
+
+    def two_numbers(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model.head(hidden) / temperature
+        return token_logprobs(logits, tokens), entropy(logits if entropy_gradient else logits.detach())
+
+    rows, length = tokens.shape
+    at_once = LOGITS_AT_ONCE // (rows * model.config.vocab_size)
+    if length <= at_once:
+        return two_numbers(hidden, tokens)
+    parts = [
+        checkpoint(two_numbers, *chunk, use_reentrant=False)
+        for chunk in zip(hidden.split(max(at_once, 1), 1), tokens.split(max(at_once, 1), 1), strict=True)
+    ]
+    logprobs, entropies = (torch.cat(side, 1) for side in zip(*parts, strict=True))
+    return logprobs, entropies
 
 
 def lay_out(

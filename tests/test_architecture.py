@@ -16,9 +16,9 @@ FLOORS = [
     ["kl", "logprobs", "advantages", "rewards", "rotary"],
     ["losses", "model", "tokenizer", "checkpoint"],
     ["generate", "layouts", "chat", "lora", "tasks", "exact"],
-    ["rollout", "run", "pretrained"],
+    ["rollout", "run", "pretrained", "adapters"],
     ["train", "samples", "gguf_file"],
-    ["road", "launch"],
+    ["road", "launch", "classic"],
     ["__main__"],
 ]
 SIDE = {"drills", "report", "show"}  # nothing imports a side room but the command line

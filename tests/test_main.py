@@ -1,5 +1,6 @@
 """The command line as a user meets it: what works, and one clear line for what does not."""
 
+import copy
 import json
 import math
 import subprocess
@@ -7,11 +8,15 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minirl.__main__ import main
+from minirl.adapters import load_adapter
 from minirl.launch import LOOPS
+from minirl.lora import merged
 from minirl.model import Transformer, TransformerConfig
-from minirl.pretrained import save_pretrained
+from minirl.pretrained import load_pretrained, save_pretrained
+from minirl.tasks import DATA
 from minirl.tokenizer import train_bpe
 from minirl.types import STATS
 
@@ -247,3 +252,63 @@ def test_help_reads_well(capsys):
         assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert "from random weights to aligned" in printed and "--kl-coef" in printed
+
+
+# LoRA, half the bytes, less memory: what a real model needs, on a small one.
+
+SAVING = ["--lora", "4", "--dtype", "bf16", "--micro-batch", "3", "--recompute"]
+
+
+@pytest.mark.parametrize("name, knobs", [
+    ("ppo", ["--batch", "8", "--minibatch", "8"]),
+    ("grpo", ["--prompts", "2", "--group-size", "4", "--kl-coef", "0.05"]),
+    ("dpo", ["--pairs", "4"]),
+])  # fmt: skip
+def test_loops_train_corrections_on_bf16_weights(tmp_path, name, knobs):
+    out = tmp_path / name
+    assert train(out, name, "--task", "digit_sum", "--steps", "2", *knobs, *SAVING, "--lr", "1e-2") == 0
+    record = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert all(math.isfinite(value) for value in record.values())
+    base, _ = load_pretrained(DATA / "weights" / "digit_sum_sft", dtype=torch.bfloat16)
+    adapted = load_adapter(copy.deepcopy(base), out / "adapter")
+    final, _ = load_pretrained(out / "final")
+    assert {p.dtype for p in final.parameters()} == {torch.bfloat16}
+    for (key, folded), before in zip(merged(adapted).named_parameters(), base.parameters(), strict=True):
+        assert torch.equal(folded, final.get_parameter(key)), "the adapter and the model in final/ are not the same"
+        assert torch.equal(before, folded) == ("blocks" not in key or "norm" in key), key
+    checkpoint = load_file(out / "checkpoints" / "step_000002" / "tensors.safetensors")
+    weights = [key for key in checkpoint if "blocks" in key and key.startswith(("policy", "model"))]
+    assert weights and all(".lora_" in key for key in weights), "the base is written into every checkpoint"
+
+
+def test_a_run_with_lora_goes_on_where_it_stopped(tmp_path):
+    arguments = [
+        "ppo",
+        "--task",
+        "digit_sum",
+        "--batch",
+        "8",
+        "--minibatch",
+        "8",
+        "--lora",
+        "4",
+        "--checkpoint-every",
+        "2",
+    ]
+    assert train(tmp_path / "a", *arguments, "--steps", "2") == 0
+    assert train(tmp_path / "a", *arguments, "--steps", "4", "--resume") == 0
+    assert train(tmp_path / "b", *arguments, "--steps", "4") == 0
+    for file in ("metrics.jsonl", "final/model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["grpo", "--dtype", "bf16"], "--dtype: bf16 weights cannot learn by themselves"),
+    (["grpo", "--dtype", "int8", "--lora"], "--dtype: wanted fp32 or bf16, got 'int8'"),
+    (["reward_model", "--lora"], "--lora: reward_model trains every weight"),
+    (["grpo", "--lora", "1000"], "rank: wanted a whole number in [1, "),
+    (["grpo", "--micro-batch", "0"], "micro_batch: wanted a whole number of at least 1"),
+])  # fmt: skip
+def test_what_cannot_be_saved_is_said(tmp_path, capsys, unhooked, arguments, message):
+    assert train(tmp_path / "out", *arguments, "--task", "digit_sum", "--steps", "1") == 2
+    assert message in one_line(capsys)

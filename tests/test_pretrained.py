@@ -143,9 +143,14 @@ def test_weights_are_read_into_the_precision_asked_for(tmp_path, dtype, unhooked
     torch.nn.init.normal_(model.value_head.weight)
     save_pretrained(model, None, tmp_path / "model")
     loaded, _ = load_policy_with_value(tmp_path / "model", dtype=dtype)
-    assert_equal(loaded, model.to(dtype))
-    save_pretrained(make_reward_model(), None, tmp_path / "judge")
-    assert_equal(load_reward_model(tmp_path / "judge", dtype=dtype)[0], make_reward_model().to(dtype))
+    kept = torch.promote_types(dtype, torch.float32)  # of a head, which learns from nothing
+    model.to(dtype).value_head.to(kept).load_state_dict(load_file(tmp_path / "model" / "value_head.safetensors"))
+    assert_equal(loaded, model)
+    judge = make_reward_model()
+    save_pretrained(judge, None, tmp_path / "judge")
+    score = judge.score.weight.detach().clone()
+    judge.to(dtype).score.to(kept).load_state_dict({"weight": score})
+    assert_equal(load_reward_model(tmp_path / "judge", dtype=dtype)[0], judge)
     edit_tensors(tmp_path / "model", lambda tensors: tensors.update({Q: tensors[Q].half()}))
     assert {p.dtype for p in load_pretrained(tmp_path / "model", dtype=dtype)[0].parameters()} == {dtype}  # mixed
     with pytest.raises(ValueError, match=r"^dtype: wanted one of torch.float32"):

@@ -5,7 +5,7 @@ import torch
 
 from minirl.generate import generate
 from minirl.kl import kl_exact
-from minirl.logprobs import token_logprobs
+from minirl.logprobs import entropy, token_logprobs
 from minirl.model import PolicyWithValue, RewardModel, Transformer, TransformerConfig, summed
 from minirl.rollout import (
     best_of,
@@ -18,7 +18,7 @@ from minirl.rollout import (
     model_scorer,
     preference_pairs,
     response_logits,
-    response_logits_and_values,
+    response_logprobs_and_values,
     responses_text,
     roll_out,
     rule_scorer,
@@ -67,12 +67,14 @@ def test_values_are_read_where_the_token_is_predicted():
     torch.nn.init.normal_(model.value_head.weight)
     _, rollout = sampled(model)
     length = rollout.response.shape[1]
-    logits, values = response_logits_and_values(model, rollout.tokens, rollout.starts, length)
+    logprobs, entropies, values = response_logprobs_and_values(model, rollout.tokens, rollout.starts, length)
     all_logits, all_values = model(rollout.tokens, starts=rollout.starts)
     first = rollout.tokens.shape[1] - length
     for t in range(length):
         assert torch.allclose(values[:, t], all_values[:, first + t - 1], atol=1e-6)
-        assert torch.allclose(logits[:, t], all_logits[:, first + t - 1], atol=1e-5)
+        at = all_logits[:, first + t - 1 : first + t]
+        assert torch.allclose(logprobs[:, t], token_logprobs(at, rollout.response[:, t : t + 1]).squeeze(1), atol=1e-5)
+        assert torch.allclose(entropies[:, t], entropy(at).squeeze(1), atol=1e-5)
 
 
 def test_text_is_what_was_counted():

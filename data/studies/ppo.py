@@ -25,7 +25,7 @@ from minirl.road import copy_of
 from minirl.rollout import (
     mean_entropy,
     model_scorer,
-    response_logits_and_values,
+    response_logprobs_and_values,
     roll_out,
     rule_scorer,
     sequence_kl,
@@ -49,20 +49,20 @@ SEEDS = [30, 31, 32]
 # What stands in for the loop's functions.
 
 
-def no_clip(logprobs, old_logprobs, advantages, mask, *, clip_eps):
-    return ppo_clip_loss(logprobs, old_logprobs, advantages, mask, clip_eps=1.0, clip_eps_high=1e6)
+def no_clip(logprobs, old_logprobs, advantages, mask, *, clip_eps, reduce):
+    return ppo_clip_loss(logprobs, old_logprobs, advantages, mask, clip_eps=1.0, clip_eps_high=1e6, reduce=reduce)
 
 
-def no_ratio(logprobs, old_logprobs, advantages, mask, *, clip_eps):
+def no_ratio(logprobs, old_logprobs, advantages, mask, *, clip_eps, reduce):
     """REINFORCE on whatever was sampled, however old it is."""
-    loss, _ = reinforce_loss(logprobs, advantages, mask)
-    return loss, ppo_clip_loss(logprobs.detach(), old_logprobs, advantages, mask, clip_eps=clip_eps)[1]
+    loss, _ = reinforce_loss(logprobs, advantages, mask, reduce=reduce)
+    return loss, ppo_clip_loss(logprobs.detach(), old_logprobs, advantages, mask, clip_eps=clip_eps, reduce=reduce)[1]
 
 
-def maximum(logprobs, old_logprobs, advantages, mask, *, clip_eps):
+def maximum(logprobs, old_logprobs, advantages, mask, *, clip_eps, reduce):
     """The larger of the two terms."""
-    _, stats = ppo_clip_loss(logprobs.detach(), old_logprobs, advantages, mask, clip_eps=clip_eps)
-    loss, _ = ppo_clip_loss(logprobs, old_logprobs, -advantages, mask, clip_eps=clip_eps)
+    _, stats = ppo_clip_loss(logprobs.detach(), old_logprobs, advantages, mask, clip_eps=clip_eps, reduce=reduce)
+    loss, _ = ppo_clip_loss(logprobs, old_logprobs, -advantages, mask, clip_eps=clip_eps, reduce=reduce)
     return -loss, stats
 
 
@@ -70,14 +70,16 @@ def not_whitened(advantages, mask):
     return blank(advantages, mask)
 
 
-def whitened_here(logprobs, old_logprobs, advantages, mask, *, clip_eps):
+def whitened_here(logprobs, old_logprobs, advantages, mask, *, clip_eps, reduce):
     """Whitened in each minibatch and not over the batch."""
-    return ppo_clip_loss(logprobs, old_logprobs, masked_whiten(advantages, mask), mask, clip_eps=clip_eps)
+    return ppo_clip_loss(
+        logprobs, old_logprobs, masked_whiten(advantages, mask), mask, clip_eps=clip_eps, reduce=reduce
+    )
 
 
 def without_critic(*inputs, **knobs):
-    logits, values = response_logits_and_values(*inputs, **knobs)
-    return logits, torch.zeros_like(values)
+    logprobs, entropies, values = response_logprobs_and_values(*inputs, **knobs)
+    return logprobs, entropies, torch.zeros_like(values)
 
 
 def on_the_last_column(scores, kl, mask, *, kl_coef):
@@ -117,7 +119,7 @@ VARIANTS |= {
     "whitened in each minibatch": ({}, {"masked_whiten": not_whitened, "ppo_clip_loss": whitened_here}),
     "lambda 0": ({"lam": 0.0}, {}),
     "lambda 1": ({"lam": 1.0}, {}),
-    "no critic, lambda 1": ({"lam": 1.0}, {"response_logits_and_values": without_critic}),
+    "no critic, lambda 1": ({"lam": 1.0}, {"response_logprobs_and_values": without_critic}),
     "critic of its own": ({}, {}),
     "critic of its own, lambda 1": ({"lam": 1.0}, {}),
     "value coefficient 0.1": ({"value_coef": 0.1}, {}),

@@ -85,9 +85,10 @@ def token_ratio(logprobs, old_logprobs, advantages, mask, config, reduce):
 
 
 def sequence_ratio(logprobs, old_logprobs, advantages, mask, config, reduce):
-    return gspo_loss(
+    loss, stats = gspo_loss(
         logprobs, old_logprobs, advantages, mask, clip_eps=config.clip_eps, clip_eps_high=config.clip_eps_high
     )
+    return loss * reduce(torch.ones_like(logprobs), mask), stats  # times 1, or a micro-batch's share of it
 
 
 def clipped_weight(logprobs, old_logprobs, advantages, mask, config, reduce):

@@ -12,16 +12,17 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from minirl.logprobs import average_logprobs, sequence_logprobs, token_logprobs
+from minirl.logprobs import average_logprobs, sequence_logprobs
 from minirl.losses.preference import dpo_loss, ipo_loss, orpo_loss, robust_dpo_loss, simpo_loss
 from minirl.model import Transformer
-from minirl.rollout import response_logits
+from minirl.rollout import response_logprobs
 from minirl.run import Run
-from minirl.train.optimizer import adamw, update, warmed_up
+from minirl.train.memory import check_micro_batch, pair_micro_batches
+from minirl.train.optimizer import adamw, follow_gradient, warmed_up
 from minirl.train.reward_model import nth_batch
 from minirl.types import PreferenceBatch, Stats, Tensor
 
@@ -30,6 +31,7 @@ from minirl.types import PreferenceBatch, Stats, Tensor
 class DPOConfig:
     steps: int = 120
     pairs: int = 64  # a step
+    micro_batch: int | None = field(default=None, repr=False)  # pairs in memory at a time; changes no number
     beta: float = 0.1
     label_smoothing: float = 0.1  # of CDPO and ROBUST
     gamma: float = 1.0  # margin of SIMPO
@@ -38,6 +40,9 @@ class DPOConfig:
     warmup: int = 10
     max_grad_norm: float = 1.0
     seed: int = 0
+
+    def __post_init__(self):
+        check_micro_batch(self.micro_batch)
 
 
 @dataclass(frozen=True)
@@ -74,17 +79,24 @@ def train(
     """Raise the log-probability of chosen over rejected responses, relative to the reference."""
     run = run or Run()
     with torch.no_grad():  # the reference never changes: its log-probabilities are computed once
-        parts = [pair_logprobs(ref, data[i : i + 128], row.pool) for i in range(0, len(data), 128)]
+        rows_at_once = config.micro_batch or 128
+        parts = [pair_logprobs(ref, data[i : i + rows_at_once], row.pool) for i in range(0, len(data), rows_at_once)]
         ref_chosen, ref_rejected = (torch.cat(side) for side in zip(*parts, strict=True))
     optimizer = adamw(policy)
     done = run.track(policy=policy, optimizer=optimizer)
     for step in run.steps(done, config.steps):
         rows = nth_batch(step, len(data), config.pairs, seed=config.seed)
-        chosen, rejected = pair_logprobs(policy, data[rows], row.pool)
-        loss, stats = row.loss(chosen, rejected, ref_chosen[rows], ref_rejected[rows], config)
+        optimizer.zero_grad()
+        total = 0.0
+        for micro, part in pair_micro_batches(data, rows, config.micro_batch):
+            chosen, rejected = pair_logprobs(policy, part, row.pool)
+            loss, stats = row.loss(chosen, rejected, ref_chosen[micro], ref_rejected[micro], config)
+            loss = loss * (len(micro) / len(rows))  # every loss here is a mean over pairs
+            loss.backward()
+            total = total + loss.detach()
         lr = warmed_up(step, config.lr, config.warmup)
-        stats |= update(optimizer, loss, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
-        run.record(step, stats)
+        stats |= follow_gradient(optimizer, total, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
+        run.record(step, stats | {"loss": total})
     return policy
 
 
@@ -95,5 +107,5 @@ def pair_logprobs(
     tokens = torch.cat([pairs.chosen, pairs.rejected])
     mask = torch.cat([pairs.chosen_mask, pairs.rejected_mask])
     length = mask.shape[1]
-    logits = response_logits(model, tokens, pairs.starts.repeat(2), length)
-    return pool(token_logprobs(logits, tokens[:, -length:]), mask).chunk(2)
+    logprobs, _ = response_logprobs(model, tokens, pairs.starts.repeat(2), length)
+    return pool(logprobs, mask).chunk(2)

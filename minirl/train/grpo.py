@@ -1,20 +1,20 @@
 """GRPO (DeepSeekMath, Shao et al. 2024) and its relatives: several answers to a prompt judge each other, and no critic is
 trained. Which relative runs is a row of the table in `critic_free`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from minirl.kl import kl_k1
-from minirl.logprobs import entropy, token_logprobs
 from minirl.masking import blank, masked_mean
 from minirl.model import Transformer
 from minirl.rewards import missing_eos_penalty
-from minirl.rollout import Prompts, Scorer, join, response_logits, roll_out
+from minirl.rollout import Prompts, Scorer, join, response_logprobs, roll_out
 from minirl.run import Run
 from minirl.tokenizer import Tokenizer
 from minirl.train.critic_free import GRPO, CriticFree
-from minirl.train.optimizer import adamw, update, warmed_up
+from minirl.train.memory import check_micro_batch, in_parts, micro_batches, share
+from minirl.train.optimizer import adamw, follow_gradient, warmed_up
 from minirl.types import Rollout, Tensor, check_knob
 
 
@@ -24,6 +24,7 @@ class GRPOConfig:
     prompts: int = 16  # a step
     group_size: int = 16  # answers a prompt
     minibatch: int = 256  # answers a gradient step
+    micro_batch: int | None = field(default=None, repr=False)  # answers in memory at a time; changes no number
     epochs: int = 1
     max_new_tokens: int = 12
     temperature: float = 1.0
@@ -42,6 +43,7 @@ class GRPOConfig:
         check_knob("group_size", self.group_size, 1)
         check_knob("minibatch", self.minibatch, 1)
         check_knob("epochs", self.epochs, 1)
+        check_micro_batch(self.micro_batch)
 
 
 def train(
@@ -71,7 +73,6 @@ def train(
 
         # 1. and 2. roll out and score, again while the row asks for other groups
         texts, rollout, scores, dead = sample_groups(policy, tokenizer, prompts, score, config, row, generator)
-        response, length = rollout.response, rollout.response.shape[1]
         mask = row.counted(rollout)
         if not mask.any():
             raise ValueError(
@@ -81,11 +82,13 @@ def train(
         old_logprobs = rollout.logprobs
         ref_logprobs = kl = torch.zeros_like(old_logprobs)
         if ref is not None:
-            with torch.no_grad():
-                ref_logits = response_logits(
-                    ref, rollout.tokens, rollout.starts, length, temperature=config.temperature
-                )
-                ref_logprobs = token_logprobs(ref_logits, response)
+            ref_logprobs, _ = in_parts(
+                lambda part: response_logprobs(
+                    ref, part.tokens, part.starts, part.mask.shape[1], temperature=config.temperature
+                ),
+                rollout,
+                config.micro_batch,
+            )
             kl = kl_k1(old_logprobs, ref_logprobs)
 
         # 3. advantages: one number an answer
@@ -96,15 +99,23 @@ def train(
             for rows in torch.randperm(len(rollout), generator=generator).split(config.minibatch):
                 if not mask[rows].any():  # a minibatch of truncated responses, where the row leaves these out
                     continue
-                part = rollout[rows]
-                logits = response_logits(policy, part.tokens, part.starts, length, temperature=config.temperature)
-                logprobs = token_logprobs(logits, part.response)
-                reduce = row.reduce(config)
-                loss, stats = row.surrogate(logprobs, old_logprobs[rows], advantages[rows], mask[rows], config, reduce)
-                if row.penalty is not None and config.kl_coef > 0:
-                    penalty = row.penalty(logprobs, ref_logprobs[rows], mask[rows])
-                    loss = loss + config.kl_coef * reduce(penalty, mask[rows])
-                update_stats = update(optimizer, loss, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
+                optimizer.zero_grad()
+                total = 0.0
+                for micro, part in micro_batches(rollout, rows, config.micro_batch, counted=mask):
+                    T, reduce = part.mask.shape[1], share(row.reduce(config), mask, rows, micro)
+                    logprobs, entropies = response_logprobs(
+                        policy, part.tokens, part.starts, T, temperature=config.temperature
+                    )
+                    counted = mask[micro, :T]
+                    loss, stats = row.surrogate(
+                        logprobs, old_logprobs[micro, :T], advantages[micro], counted, config, reduce
+                    )
+                    if row.penalty is not None and config.kl_coef > 0:
+                        penalty = row.penalty(logprobs, ref_logprobs[micro, :T], counted)
+                        loss = loss + config.kl_coef * reduce(penalty, counted)
+                    loss.backward()
+                    total = total + loss.detach()
+                update_stats = follow_gradient(optimizer, total, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
 
         sequence_kl = blank(kl, rollout.mask).sum(1).mean()
         run.record(
@@ -112,11 +123,11 @@ def train(
             stats
             | update_stats
             | {
-                "loss": loss.detach(),
+                "loss": total,
                 "reward_mean": scores.mean(),
                 "reward_std": scores.std(correction=0),
                 "dead_groups": dead,
-                "entropy": masked_mean(entropy(logits.detach()), part.mask),
+                "entropy": masked_mean(entropies, part.mask),
                 "length_mean": rollout.mask.sum(1).float().mean(),
                 "finished": rollout.finished.float().mean(),
             }

@@ -33,13 +33,20 @@ def warmed_up_then_cosine(step: int, lr: float, warmup: int, steps: int) -> floa
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor, *, step: int, lr: float, max_grad_norm: float) -> Stats:
     """One optimiser step on `loss`. NonFiniteError, before anything changes, if the loss or the gradient is not finite."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad()
     loss.backward()
+    return follow_gradient(optimizer, loss.detach(), step=step, lr=lr, max_grad_norm=max_grad_norm)
+
+
+def follow_gradient(
+    optimizer: torch.optim.Optimizer, loss: Tensor, *, step: int, lr: float, max_grad_norm: float
+) -> Stats:
+    """One optimiser step on the gradients that are there, of one backward pass or of several. `loss` is only looked at."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     # Asked once, after both are there: this is the one point of a step where an accelerator is waited for.
-    if not torch.isfinite(loss.detach() + grad_norm):
-        what = "gradient" if torch.isfinite(loss.detach()) else "loss"
+    if not torch.isfinite(loss + grad_norm):
+        what = "gradient" if torch.isfinite(loss) else "loss"
         value = grad_norm.item() if what == "gradient" else loss.item()
         raise NonFiniteError(
             f"step {step}: the {what} is {value}. Likely causes: a learning rate that is too high (lr = {lr:g}), a score or "

@@ -1,21 +1,21 @@
 """PPO for text (Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022): a critic, a clip, and KL in the reward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from minirl.advantages import gae
 from minirl.kl import AdaptiveKL, kl_k1
-from minirl.logprobs import entropy, token_logprobs
 from minirl.losses.policy import ppo_clip_loss, value_clip_loss
-from minirl.masking import blank, masked_mean, masked_whiten
+from minirl.masking import blank, masked_mean, masked_whiten, token_mean
 from minirl.model import PolicyWithValue, Transformer
 from minirl.rewards import kl_shaped_rewards, missing_eos_penalty
-from minirl.rollout import Prompts, Scorer, response_logits, response_logits_and_values, roll_out
+from minirl.rollout import Prompts, Scorer, response_logprobs, response_logprobs_and_values, roll_out
 from minirl.run import Run
 from minirl.tokenizer import Tokenizer
-from minirl.train.optimizer import adamw, update, warmed_up
-from minirl.types import check_knob
+from minirl.train.memory import check_micro_batch, in_parts, micro_batches, share
+from minirl.train.optimizer import adamw, follow_gradient, warmed_up
+from minirl.types import Float, Rollout, Stats, Tensor, check_knob
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class PPOConfig:
     steps: int = 60
     batch: int = 128  # responses a step
     minibatch: int = 64  # responses a gradient step
+    micro_batch: int | None = field(default=None, repr=False)  # responses in memory at a time; changes no number
     epochs: int = 2  # passes over a step's responses
     max_new_tokens: int = 40
     temperature: float = 1.0
@@ -45,6 +46,7 @@ class PPOConfig:
     def __post_init__(self):
         check_knob("minibatch", self.minibatch, 1, self.batch)
         check_knob("epochs", self.epochs, 1)
+        check_micro_batch(self.micro_batch)
 
 
 def train(
@@ -79,64 +81,101 @@ def train(
             temperature=config.temperature,
             generator=generator,
         )
-        response, mask, length = rollout.response, rollout.mask, rollout.response.shape[1]
 
-        # 2. score: one number a response, on its last token; KL to the reference on every token
+        # 2. score: one number a response
         scores = missing_eos_penalty(score(texts, rollout), rollout.finished, penalty=config.missing_eos_penalty)
-        with torch.no_grad():
-            logits, values = response_logits_and_values(
-                model, rollout.tokens, rollout.starts, length, temperature=config.temperature
-            )
-            old_logprobs = token_logprobs(logits, response)
-            ref_logits = response_logits(ref, rollout.tokens, rollout.starts, length, temperature=config.temperature)
-            kl = kl_k1(old_logprobs, token_logprobs(ref_logits, response))
-        rewards = kl_shaped_rewards(scores, kl, mask, kl_coef=kl_coef)
 
-        # 3. advantages: which tokens did better than the critic expected
-        advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
-        whitened = masked_whiten(advantages, mask)
+        stats = improve(
+            model, ref, rollout, scores, config, optimizer, kl_coef=kl_coef, step=step, lr=lr, generator=generator
+        )
+        if config.kl_target is not None:
+            adaptive.update(float(stats["kl"]), config.batch)
+        run.record(step, stats | ({} if watch is None else {"gold_mean": watch(texts, rollout).mean()}))
+        if config.max_kl is not None and stats["kl"] > config.max_kl:
+            run.stop(f"KL {stats['kl']:.2f} is above max_kl = {config.max_kl}")
+    return model
 
-        # 4. update: a few epochs of minibatches on these responses
-        for _ in range(config.epochs):
-            for rows in torch.randperm(config.batch, generator=generator).split(config.minibatch):
-                part = rollout[rows]
-                logits, new_values = response_logits_and_values(
-                    model, part.tokens, part.starts, length, temperature=config.temperature
+
+def improve(
+    model: PolicyWithValue,
+    ref: Transformer,
+    rollout: Rollout,
+    scores: Float[Tensor, " B"],
+    config: PPOConfig,
+    optimizer: torch.optim.Optimizer,
+    *,
+    kl_coef: float,
+    step: int,
+    lr: float,
+    generator: torch.Generator,
+) -> Stats:
+    """The second half of a step: rewards, advantages and updates, on responses that are there and scored."""
+    mask, length = rollout.mask, rollout.mask.shape[1]
+
+    # 3. rewards: the score on the last token, KL to the reference on every token
+    knobs = {"temperature": config.temperature}
+    old_logprobs, _, values = in_parts(
+        lambda part: response_logprobs_and_values(model, part.tokens, part.starts, length, **knobs),
+        rollout,
+        config.micro_batch,
+    )
+    ref_logprobs, _ = in_parts(
+        lambda part: response_logprobs(ref, part.tokens, part.starts, length, **knobs), rollout, config.micro_batch
+    )
+    kl = kl_k1(old_logprobs, ref_logprobs)
+    rewards = kl_shaped_rewards(scores, kl, mask, kl_coef=kl_coef)
+
+    # 4. advantages: which tokens did better than the critic expected
+    advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
+    whitened = masked_whiten(advantages, mask)
+
+    # 5. update: a few epochs of minibatches on these responses
+    for _ in range(config.epochs):
+        for rows in torch.randperm(len(rollout), generator=generator).split(config.minibatch):
+            optimizer.zero_grad()
+            total = 0.0
+            for micro, part in micro_batches(rollout, rows, config.micro_batch):
+                T, reduce = part.mask.shape[1], share(token_mean, mask, rows, micro)
+                logprobs, entropies, new_values = response_logprobs_and_values(
+                    model, part.tokens, part.starts, T, entropy_gradient=config.entropy_coef > 0, **knobs
                 )
-                logprobs = token_logprobs(logits, part.response)
                 policy_loss, stats = ppo_clip_loss(
-                    logprobs, old_logprobs[rows], whitened[rows], part.mask, clip_eps=config.clip_eps
+                    logprobs,
+                    old_logprobs[micro, :T],
+                    whitened[micro, :T],
+                    part.mask,
+                    clip_eps=config.clip_eps,
+                    reduce=reduce,
                 )
                 value_loss, value_stats = value_clip_loss(
-                    new_values, values[rows], returns[rows], part.mask, clip_eps=config.value_clip_eps
+                    new_values,
+                    values[micro, :T],
+                    returns[micro, :T],
+                    part.mask,
+                    clip_eps=config.value_clip_eps,
+                    reduce=reduce,
                 )
-                mean_entropy = masked_mean(entropy(logits), part.mask)
+                mean_entropy = reduce(entropies, part.mask)
                 loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
-                update_stats = update(optimizer, loss, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
+                loss.backward()
+                total = total + loss.detach()
+            update_stats = follow_gradient(optimizer, total, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
 
-        sequence_kl = blank(kl, mask).sum(1).mean()
-        if config.kl_target is not None:
-            adaptive.update(float(sequence_kl), config.batch)
-        run.record(
-            step,
-            {
-                "reward_mean": scores.mean(),
-                "reward_std": scores.std(correction=0),
-                "kl": sequence_kl,
-                "kl_coef": torch.tensor(kl_coef),
-                "entropy": mean_entropy.detach(),
-                "policy_loss": policy_loss.detach(),
-                "value_loss": value_loss.detach(),
-                "explained_variance": value_stats["explained_variance"],
-                "advantage_std": advantages[mask].std(correction=0),
-                "length_mean": mask.sum(1).float().mean(),
-                "finished": rollout.finished.float().mean(),
-            }
-            | ({} if watch is None else {"gold_mean": watch(texts, rollout).mean()})
-            | stats
-            | update_stats
-            | {"loss": loss.detach()},
-        )
-        if config.max_kl is not None and sequence_kl > config.max_kl:
-            run.stop(f"KL {sequence_kl:.2f} is above max_kl = {config.max_kl}")
-    return model
+    return (
+        {
+            "reward_mean": scores.mean(),
+            "reward_std": scores.std(correction=0),
+            "kl": blank(kl, mask).sum(1).mean(),
+            "kl_coef": torch.tensor(kl_coef),
+            "entropy": masked_mean(entropies.detach(), part.mask),
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "explained_variance": value_stats["explained_variance"],
+            "advantage_std": advantages[mask].std(correction=0),
+            "length_mean": mask.sum(1).float().mean(),
+            "finished": rollout.finished.float().mean(),
+        }
+        | stats
+        | update_stats
+        | {"loss": total}
+    )

@@ -1,0 +1,115 @@
+"""A minibatch in parts that fit into memory, with the gradient of the whole.
+
+The well-known mistake is to average the averages: a token mean over each part, and then the mean of these, weighs a token
+of a short part more than one of a long part. Every reducer here is linear in its table, reduce(x, mask) = sum(w * x), and
+the weights w of the whole minibatch are known before any model has run. A part takes its own rows of w, and the gradients
+of the parts add up to the gradient of the whole.
+
+    for rows in torch.randperm(len(rollout)).split(minibatch):
+        optimizer.zero_grad()
+        for micro, part in micro_batches(rollout, rows, size):
+            reduce = share(token_mean, mask, rows, micro)
+            ...
+            loss.backward()
+        follow_gradient(optimizer, ...)
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from minirl.masking import blank
+from minirl.model import check_size
+from minirl.types import Bool, Int, PreferenceBatch, Reducer, Rollout, Tensor
+
+
+def check_micro_batch(size: int | None) -> None:
+    if size is not None:
+        check_size("micro_batch", size)
+
+
+def micro_batches(
+    rollout: Rollout, rows: Int[Tensor, " M"], size: int | None, *, counted: Bool[Tensor, "B T"] | None = None
+) -> Iterator[tuple[Tensor, Rollout]]:
+    """(row numbers, those rows) of at most `size` rows each, responses of one length together and without padding that
+    they do not need. None: all the rows as they are. A part without a token that is `counted` (None: rollout.mask) is left
+    out."""
+    if size is None:
+        yield rows, rollout[rows]
+        return
+    counted = rollout.mask if counted is None else counted
+    order = (
+        rollout.mask[rows].sum(1).argsort(descending=True, stable=True)
+    )  # the longest first: memory runs out at once
+    for micro in rows[order.to(rows.device)].split(size):
+        if counted[micro].any():
+            yield micro, tight(rollout[micro])
+
+
+def pair_micro_batches(
+    pairs: PreferenceBatch, rows: Int[Tensor, " M"], size: int | None
+) -> Iterator[tuple[Tensor, PreferenceBatch]]:
+    """The same for pairs: (row numbers, those pairs), the longest first."""
+    if size is None:
+        yield rows, pairs[rows]
+        return
+    longest = torch.maximum(pairs.chosen_mask.sum(1), pairs.rejected_mask.sum(1))
+    order = longest[rows].argsort(descending=True, stable=True)
+    for micro in rows[order.to(rows.device)].split(size):
+        part = pairs[micro]
+        before, width = int(part.starts.min()), max(int(longest[micro].max()), 1)
+        end = part.chosen.shape[1] - part.chosen_mask.shape[1] + width
+        yield (
+            micro,
+            PreferenceBatch(
+                chosen=part.chosen[:, before:end],
+                rejected=part.rejected[:, before:end],
+                chosen_mask=part.chosen_mask[:, :width],
+                rejected_mask=part.rejected_mask[:, :width],
+                starts=part.starts - before,
+            ),
+        )
+
+
+@torch.no_grad()
+def in_parts(read: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout, size: int | None) -> tuple[Tensor, ...]:
+    """read(rollout), tables of one row a response, made of `size` rows at a time and without gradient. None: all at once."""
+    if size is None:
+        return read(rollout)
+    parts = [read(rollout[i : i + size]) for i in range(0, len(rollout), size)]
+    return tuple(torch.cat(tables) for tables in zip(*parts, strict=True))
+
+
+def tight(rollout: Rollout) -> Rollout:
+    """Without the columns that are padding in every row, before the prompts and after the responses."""
+    before = int(rollout.starts.min())
+    longest = max(int(rollout.mask.sum(1).max()), 1)
+    end = rollout.tokens.shape[1] - rollout.mask.shape[1] + longest
+    return replace(
+        rollout,
+        tokens=rollout.tokens[:, before:end],
+        response=rollout.response[:, :longest],
+        mask=rollout.mask[:, :longest],
+        logprobs=rollout.logprobs[:, :longest],
+        starts=rollout.starts - before,
+    )
+
+
+def share(reduce: Reducer, mask: Bool[Tensor, "B T"], rows: Int[Tensor, " M"], micro: Int[Tensor, " N"]) -> Reducer:
+    """What a part adds to reduce(x[rows], mask[rows]): a reducer for x[micro]. `mask` is the whole rollout's; the table
+    given to the result may have lost columns on its right."""
+    if len(micro) == len(rows):
+        return reduce
+    mask, rows, micro = mask.cpu(), rows.cpu(), micro.cpu()
+    zeros = torch.zeros(mask[rows].shape, dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(reduce(zeros, mask[rows]), zeros)
+    weights = torch.zeros(mask.shape, dtype=torch.float64)
+    weights[rows] = slope
+
+    def part_of_the_whole(x: Tensor, part_mask: Tensor) -> Tensor:
+        x = blank(x, part_mask)
+        return (x * weights[micro, : x.shape[1]].to(x)).sum()
+
+    return part_of_the_whole
