@@ -112,7 +112,7 @@ def improve(
     """The second half of a step: rewards, advantages and updates, on responses that are there and scored."""
     mask, length = rollout.mask, rollout.mask.shape[1]
 
-    # 3. rewards: the score on the last token, KL to the reference on every token
+    # 2. the score goes to the last token, KL to the reference to every token
     knobs = {"temperature": config.temperature}
     old_logprobs, _, values = in_parts(
         lambda part: response_logprobs_and_values(model, part.tokens, part.starts, length, **knobs),
@@ -125,11 +125,11 @@ def improve(
     kl = kl_k1(old_logprobs, ref_logprobs)
     rewards = kl_shaped_rewards(scores, kl, mask, kl_coef=kl_coef)
 
-    # 4. advantages: which tokens did better than the critic expected
+    # 3. advantages: which tokens did better than the critic expected
     advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
     whitened = masked_whiten(advantages, mask)
 
-    # 5. update: a few epochs of minibatches on these responses
+    # 4. update: a few epochs of minibatches on these responses
     for _ in range(config.epochs):
         for rows in torch.randperm(len(rollout), generator=generator).split(config.minibatch):
             optimizer.zero_grad()
