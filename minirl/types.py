@@ -40,6 +40,8 @@ STATS = {
     "reward_mean": "mean score of a response, without KL penalty",
     "reward_std": "standard deviation of the scores over the batch",
     "gold_mean": "mean of the hidden true reward, where a world has one",
+    "value_mean": "mean of the critic's values before the update",
+    "return_mean": "mean of what they are fitted to",
     "advantage_std": "standard deviation of the advantages before whitening",
     "dead_groups": "share of groups whose scores are all equal, so that they teach nothing",
     "explained_variance": "1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 a constant one",

@@ -1,6 +1,7 @@
 """What saves memory changes no number: micro-batches, logits in chunks, activations computed again."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,6 +63,12 @@ def grpo_step(model, micro_batch, row, **knobs):
     return policy, run.records
 
 
+NEAR = {  # numbers that are only looked at, whose parts are weighed by counted tokens: GSPO's are means over sequences
+    "GSPO": {"ratio_mean", "clip_fraction", "approx_kl"},
+    "DAPO": {"entropy"},  # over all tokens, those of truncated responses too
+}
+
+
 @pytest.mark.parametrize("name", ["GRPO", "DR_GRPO", "DAPO", "GSPO", "CISPO", "RLOO", "REINFORCE", "REJECTION", "RWR"])
 @pytest.mark.parametrize("size", [1, 5, 12])
 def test_micro_batches_change_no_critic_free_row(model, name, size):
@@ -70,8 +77,8 @@ def test_micro_batches_change_no_critic_free_row(model, name, size):
     parts, others = grpo_step(model, size, row)
     assert_close(whole, parts)
     for one, other in zip(records, others, strict=True):
-        for key in ("loss", "grad_norm", "kl"):
-            assert one[key] == pytest.approx(other[key], rel=1e-6, abs=1e-9), key
+        for key in one.keys() - NEAR.get(name, set()):
+            assert one[key] == pytest.approx(other[key], rel=1e-5, abs=1e-7), key
 
 
 def test_the_average_of_averages_would_be_seen(model, monkeypatch):
@@ -89,17 +96,20 @@ def test_the_average_of_averages_would_be_seen(model, monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 5, 16])
 def test_micro_batches_do_not_change_ppo(model, size):
-    trained = []
+    trained, records = [], []
     for micro_batch in (None, size):
         config = ppo.PPOConfig(
             steps=2, batch=24, minibatch=16, max_new_tokens=12, entropy_coef=0.1, lr=1e-2, micro_batch=micro_batch
         )
         actor = PolicyWithValue(copy.deepcopy(model))
         scorer = rule_scorer(unequal, TOKENIZER)
-        trained.append(
-            ppo.train(actor, copy.deepcopy(model), TOKENIZER, some_prompts, scorer, config, Run(progress=False))
-        )
+        run = Run(progress=False)
+        trained.append(ppo.train(actor, copy.deepcopy(model), TOKENIZER, some_prompts, scorer, config, run))
+        records.append(run.records)
     assert_close(*trained)
+    for one, other in zip(*records, strict=True):
+        for key in one.keys() - {"explained_variance"}:  # of a part it is no share of the whole's
+            assert one[key] == pytest.approx(other[key], rel=1e-5, abs=1e-7), key
 
 
 @pytest.mark.parametrize("name", ["DPO", "CDPO", "ROBUST", "IPO", "SIMPO", "ORPO"])
@@ -172,6 +182,14 @@ def test_in_parts_is_all_at_once(model):
 
     for whole, parts in zip(in_parts(read, rollout, None), in_parts(read, rollout, 5), strict=True):
         assert torch.allclose(whole, parts) and not parts.requires_grad
+
+
+def test_tight_keeps_tokens_behind_a_gap(model):
+    rollout = sampled(model)
+    mask = rollout.mask.clone()
+    mask[:, 3] = False
+    part = tight(replace(rollout, mask=mask)[:4])
+    assert int(part.mask.sum()) == int(mask[:4].sum())
 
 
 def test_tight_leaves_a_tight_rollout_alone(model):

@@ -13,7 +13,7 @@ from minirl.rollout import Prompts, Scorer, join, response_logprobs, roll_out
 from minirl.run import Run
 from minirl.tokenizer import Tokenizer
 from minirl.train.critic_free import GRPO, CriticFree
-from minirl.train.memory import check_micro_batch, in_parts, micro_batches, share
+from minirl.train.memory import added, check_micro_batch, in_parts, micro_batches, share
 from minirl.train.optimizer import adamw, follow_gradient, warmed_up
 from minirl.types import Rollout, Tensor, check_knob
 
@@ -100,7 +100,7 @@ def train(
                 if not mask[rows].any():  # a minibatch of truncated responses, where the row leaves these out
                     continue
                 optimizer.zero_grad()
-                total = 0.0
+                sums, means = {}, {}
                 for micro, part in micro_batches(rollout, rows, config.micro_batch, counted=mask):
                     T, reduce = part.mask.shape[1], share(row.reduce(config), mask, rows, micro)
                     logprobs, entropies = response_logprobs(
@@ -114,20 +114,23 @@ def train(
                         penalty = row.penalty(logprobs, ref_logprobs[micro, :T], counted)
                         loss = loss + config.kl_coef * reduce(penalty, counted)
                     loss.backward()
-                    total = total + loss.detach()
-                update_stats = follow_gradient(optimizer, total, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
+                    sums = added(sums, {"loss": loss})
+                    stats = stats | {"entropy": masked_mean(entropies, part.mask)}
+                    means = added(means, stats, counted.sum() / mask[rows].sum())
+                update_stats = follow_gradient(
+                    optimizer, sums["loss"], step=step, lr=lr, max_grad_norm=config.max_grad_norm
+                )
 
         sequence_kl = blank(kl, rollout.mask).sum(1).mean()
         run.record(
             step,
-            stats
+            means
             | update_stats
+            | sums
             | {
-                "loss": total,
                 "reward_mean": scores.mean(),
                 "reward_std": scores.std(correction=0),
                 "dead_groups": dead,
-                "entropy": masked_mean(entropies, part.mask),
                 "length_mean": rollout.mask.sum(1).float().mean(),
                 "finished": rollout.finished.float().mean(),
             }

@@ -21,7 +21,7 @@ import torch
 
 from minirl.masking import blank
 from minirl.model import check_size
-from minirl.types import Bool, Int, PreferenceBatch, Reducer, Rollout, Tensor
+from minirl.types import Bool, Int, PreferenceBatch, Reducer, Rollout, Stats, Tensor
 
 
 def check_micro_batch(size: int | None) -> None:
@@ -84,7 +84,7 @@ def in_parts(read: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout, si
 def tight(rollout: Rollout) -> Rollout:
     """Without the columns that are padding in every row, before the prompts and after the responses."""
     before = int(rollout.starts.min())
-    longest = max(int(rollout.mask.sum(1).max()), 1)
+    longest = max(int(rollout.mask.any(0).nonzero().max()) + 1, 1) if rollout.mask.any() else 1
     end = rollout.tokens.shape[1] - rollout.mask.shape[1] + longest
     return replace(
         rollout,
@@ -113,3 +113,9 @@ def share(reduce: Reducer, mask: Bool[Tensor, "B T"], rows: Int[Tensor, " M"], m
         return (x * weights[micro, : x.shape[1]].to(x)).sum()
 
     return part_of_the_whole
+
+
+def added(log: Stats, stats: Stats, weight: Tensor | float = 1.0) -> Stats:
+    """The log of a minibatch with the numbers of one more part: a share of a sum (weight 1), or a mean over this share of
+    the tokens."""
+    return log | {name: log.get(name, 0.0) + weight * value.detach() for name, value in stats.items()}

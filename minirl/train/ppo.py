@@ -13,7 +13,7 @@ from minirl.rewards import kl_shaped_rewards, missing_eos_penalty
 from minirl.rollout import Prompts, Scorer, response_logprobs, response_logprobs_and_values, roll_out
 from minirl.run import Run
 from minirl.tokenizer import Tokenizer
-from minirl.train.memory import check_micro_batch, in_parts, micro_batches, share
+from minirl.train.memory import added, check_micro_batch, in_parts, micro_batches, share
 from minirl.train.optimizer import adamw, follow_gradient, warmed_up
 from minirl.types import Float, Rollout, Stats, Tensor, check_knob
 
@@ -133,7 +133,7 @@ def improve(
     for _ in range(config.epochs):
         for rows in torch.randperm(len(rollout), generator=generator).split(config.minibatch):
             optimizer.zero_grad()
-            total = 0.0
+            sums, means = {}, {}
             for micro, part in micro_batches(rollout, rows, config.micro_batch):
                 T, reduce = part.mask.shape[1], share(token_mean, mask, rows, micro)
                 logprobs, entropies, new_values = response_logprobs_and_values(
@@ -158,24 +158,27 @@ def improve(
                 mean_entropy = reduce(entropies, part.mask)
                 loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
                 loss.backward()
-                total = total + loss.detach()
-            update_stats = follow_gradient(optimizer, total, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
+                parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": mean_entropy, "loss": loss}
+                sums = added(sums, parts)
+                means = added(means, value_stats | stats, part.mask.sum() / mask[rows].sum())
+            update_stats = follow_gradient(
+                optimizer, sums["loss"], step=step, lr=lr, max_grad_norm=config.max_grad_norm
+            )
 
+    names = ("explained_variance", *stats)
     return (
         {
             "reward_mean": scores.mean(),
             "reward_std": scores.std(correction=0),
             "kl": blank(kl, mask).sum(1).mean(),
             "kl_coef": torch.tensor(kl_coef),
-            "entropy": masked_mean(entropies.detach(), part.mask),
-            "policy_loss": policy_loss.detach(),
-            "value_loss": value_loss.detach(),
-            "explained_variance": value_stats["explained_variance"],
+            "value_mean": masked_mean(values, mask),
+            "return_mean": masked_mean(returns, mask),
             "advantage_std": advantages[mask].std(correction=0),
             "length_mean": mask.sum(1).float().mean(),
             "finished": rollout.finished.float().mean(),
         }
-        | stats
+        | {name: means[name] for name in names}  # of the last minibatch, like the losses
         | update_stats
-        | {"loss": total}
+        | sums
     )

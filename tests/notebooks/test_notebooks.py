@@ -198,6 +198,7 @@ CPU_SECONDS = {  # one thread, kernel start and imports included
     "13_reasoning": 40,
     "14_r1_road": 25,
     "15_which_one": 20,
+    "16_real_models": 35,
     "19_errata": 25,
 }
 
