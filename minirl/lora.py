@@ -61,7 +61,9 @@ def add_lora(
 ) -> Transformer:
     """Puts a correction beside each linear layer of the blocks that `targets` names, and freezes everything else.
 
-    alpha None is 2 * rank. Changes `model` and returns it. ValueError: a target that no block has, or LoRA there already.
+    alpha None is 2 * rank, the usual choice. A fixed alpha keeps the size of a step where it is when the rank changes:
+    Adam moves each number of B by lr, and `rank` of them add up. Changes `model` and returns it. ValueError: a target
+    that no block has, or LoRA there already.
     """
     alpha = 2.0 * rank if alpha is None else alpha
     found = {name.rpartition(".")[2] for name, m in model.blocks.named_modules() if isinstance(m, nn.Linear)}

@@ -147,7 +147,8 @@ def lines(axes, records: list[dict], styles: dict[str, dict]) -> None:
     for name, style in styles.items():
         axes.plot(column(records, "step"), column(records, name), **({"linewidth": 2.2} | style))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=11, frameon=False)
+    if any("label" in style for style in styles.values()):
+        axes.legend(fontsize=11, frameon=False)
 
 
 def picture(figure: Figure, alt: str) -> None:

@@ -206,10 +206,8 @@ class PPOTrainer:
         return {name: Stat(x) for name, x in theirs.items()}
 
     def _settings(self, mask: Bool[Tensor, "B T"]) -> ppo.PPOConfig:
-        """Our names for the config's. Rows with gaps in their masks stay in one piece."""
+        """Our names for the config's."""
         c, rows = self.config, len(mask)
-        last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
-        gaps = bool((last != mask.sum(1)).any())
         if rows > c.batch_size:
             raise ValueError(f"queries: wanted at most batch_size = {c.batch_size}, got {rows}")
         if rows < c.batch_size:
@@ -219,7 +217,7 @@ class PPOTrainer:
         return ppo.PPOConfig(
             batch=rows,
             minibatch=together,
-            micro_batch=None if gaps or c.mini_batch_size >= rows else c.mini_batch_size,
+            micro_batch=None if c.mini_batch_size >= rows else c.mini_batch_size,
             epochs=c.ppo_epochs,
             gamma=c.gamma,
             lam=c.lam,
@@ -245,6 +243,12 @@ class PPOTrainer:
             raise ValueError(f"scores: wanted one number each, got {scores!r}") from None
         if not found.isfinite().all():
             raise ValueError(f"scores: wanted finite numbers, got {found[~found.isfinite()][0]}")
+        if rows > 1 and (found == found[0]).all():
+            self.notes(
+                "equal scores",
+                f"every response got {found[0]:g}, which says nothing of any; whitening blows up the noise that is left, and "
+                f"the policy moves all the same. Does the reward read the answer alone, without the query?",
+            )
         if self.config.score_clip is not None:
             found = found.clamp(-self.config.score_clip, self.config.score_clip)
         return found.to(self.device)
