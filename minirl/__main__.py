@@ -122,6 +122,10 @@ def add_loop(parser: argparse.ArgumentParser, loop) -> None:
         parser.add_argument(
             "--top-p", type=float, default=1.0, help="only 1.0: training samples the whole distribution"
         )
+    if "max_new_tokens" not in {field.name for field in fields(loop.config)}:
+        parser.add_argument("--pair-tokens", type=int, metavar="N", help="of sampled responses (what the task needs)")
+    if loop.settings in ("reward_model", "dpo", "kto"):
+        parser.add_argument("--sampled-pairs", type=int, default=2500, metavar="N", help="to learn from (2500)")
     knobs = parser.add_argument_group("knobs", "Without one, the setting that was found for the task.")
     for field in fields(loop.config):
         if field.name != "seed":
@@ -167,6 +171,8 @@ def run_train(args) -> int:
         device=args.device,
         resume=args.resume,
         checkpoint_every=args.checkpoint_every,
+        max_new_tokens=getattr(args, "pair_tokens", None),
+        **({"sampled_pairs": args.sampled_pairs} if hasattr(args, "sampled_pairs") else {}),
         lora=args.lora,
         dtype=args.dtype,
         recompute=args.recompute,

@@ -18,14 +18,14 @@ from minirl.adapters import save_adapter
 from minirl.lora import adapted, add_lora, base_of, merged
 from minirl.model import PolicyWithValue, RewardModel, Transformer, summed
 from minirl.pretrained import load_pretrained, load_reward_model, save_pretrained
-from minirl.rollout import Rule, Scorer, model_scorer, preference_pairs, roll_out, rule_scorer
+from minirl.rollout import Rule, Scorer, join, model_scorer, preference_pairs, roll_out, rule_scorer
 from minirl.run import Run
 from minirl.samples import write_samples
 from minirl.tasks import DATA, addition, countdown, digit_sum, gsm8k, stories
 from minirl.tokenizer import Tokenizer
 from minirl.train import critic_free, dpo, grpo, kto, ppo, pretrain, reward_model, sft
 from minirl.train.settings import ADDITION, COUNTDOWN, DIGIT_SUM, PREFERENCE_PAIRS, STORIES, tiny_transformer
-from minirl.types import PreferenceBatch
+from minirl.types import PreferenceBatch, check_knob
 
 TASKS = {
     "stories": (stories, STORIES),
@@ -33,6 +33,7 @@ TASKS = {
     "addition": (addition, ADDITION),
     "countdown": (countdown, COUNTDOWN),
 }
+PROMPTS_AT_ONCE = 32  # of a file, whose prompts may be long and whose model may be large
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TASK_FORMS = f"{', '.join(TASKS)}, gsm8k:PATH (its file or folder) or a .jsonl file of prompts"
 
@@ -47,6 +48,12 @@ class Job:
     reward: str | None
     seed: int
     device: str
+    max_new_tokens: int | None = None  # of sampled pairs and of the samples shown; None: what the task needs
+    sampled_pairs: int = PREFERENCE_PAIRS
+
+    @property
+    def length(self) -> int:
+        return self.task.MAX_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
 
     @property
     def ref(self) -> Transformer:
@@ -101,14 +108,21 @@ class Job:
     def pairs(self, max_new_tokens: int) -> PreferenceBatch:
         """Pairs of the model's own responses, ordered by the task's noisy labeller, or by the reward where it has none."""
         generator = torch.Generator().manual_seed(self.seed + 10_000)
-        texts, rollout = roll_out(
-            self.model,
-            self.tokenizer,
-            self.task.prompts(PREFERENCE_PAIRS, generator),
-            max_new_tokens=max_new_tokens,
-            group_size=2,
-            generator=generator,
-        )
+        prompts = self.task.prompts(self.sampled_pairs, generator)
+        at_once = len(prompts) if isinstance(self.task, ModuleType) else PROMPTS_AT_ONCE  # our worlds are small
+        parts = [
+            roll_out(
+                self.model,
+                self.tokenizer,
+                prompts[i : i + at_once],
+                max_new_tokens=max_new_tokens,
+                group_size=2,
+                generator=generator,
+            )
+            for i in range(0, len(prompts), at_once)
+        ]
+        texts = [text for part, _ in parts for text in part]
+        rollout = parts[0][1] if len(parts) == 1 else join([part for _, part in parts])
         truth = self.watch or self.scorer
         scores = truth(texts, rollout)
         return preference_pairs(rollout, stories.label(scores[::2], scores[1::2], generator))
@@ -133,7 +147,7 @@ def run_sft(job: Job, config, run: Run):
 
 def run_reward_model(job: Job, config, run: Run):
     judge = RewardModel(copy.deepcopy(job.model), summed).to(job.device)
-    return reward_model.train(judge, job.pairs(job.task.MAX_NEW_TOKENS), config, run)
+    return reward_model.train(judge, job.pairs(job.length), config, run)
 
 
 def run_ppo(job: Job, config, run: Run):
@@ -157,11 +171,11 @@ def run_critic_free(row: critic_free.CriticFree, job: Job, config, run: Run):
 
 
 def run_dpo(row: dpo.PairLoss, job: Job, config, run: Run):
-    return dpo.train(job.model, job.ref, job.pairs(job.task.MAX_NEW_TOKENS), config, run, row=row)
+    return dpo.train(job.model, job.ref, job.pairs(job.length), config, run, row=row)
 
 
 def run_kto(job: Job, config, run: Run):
-    return kto.train(job.model, job.ref, job.pairs(job.task.MAX_NEW_TOKENS), config, run)
+    return kto.train(job.model, job.ref, job.pairs(job.length), config, run)
 
 
 def critic_free_loop(row: critic_free.CriticFree, about: str) -> Loop:
@@ -212,6 +226,8 @@ def train(
     resume: bool,
     checkpoint_every: int,
     knobs: dict,
+    max_new_tokens: int | None = None,
+    sampled_pairs: int = PREFERENCE_PAIRS,
     lora: int | None = None,
     dtype: str = "fp32",
     recompute: bool = False,
@@ -225,13 +241,20 @@ def train(
         torch.manual_seed(seed)
         add_lora(start, rank=lora)
     start.recompute = recompute
-    job = Job(module, start, tokenizer, reward, seed, device)
+    job = Job(module, start, tokenizer, reward, seed, device, max_new_tokens, sampled_pairs)
     config = settings.get(loop.settings, loop.config())
     if loop.settings not in settings and "max_new_tokens" in {f.name for f in fields(config)}:
         config = replace(config, max_new_tokens=module.MAX_NEW_TOKENS)
     config = replace(config, seed=seed, **knobs)
     recorded = {"loop": name, "task": task, "model": model, "reward": reward, "device": device} | asdict(config)
-    recorded |= {"lora": lora, "dtype": dtype, "recompute": recompute}
+    check_knob("sampled_pairs", sampled_pairs, 2)
+    recorded |= {
+        "pair_tokens": max_new_tokens,
+        "sampled_pairs": sampled_pairs,
+        "lora": lora,
+        "dtype": dtype,
+        "recompute": recompute,
+    }
     run = Run(out, config=recorded, resume=resume, checkpoint_every=checkpoint_every, name=name)
     trained = loop.run(job, config, run)
     if lora is not None:
@@ -280,7 +303,7 @@ def show_samples(job: Job, trained: Transformer | PolicyWithValue | RewardModel,
         job.tokenizer,
         job.task.prompts,
         job.scorer if judge is None else model_scorer(judge),
-        max_new_tokens=getattr(config, "max_new_tokens", job.task.MAX_NEW_TOKENS),
+        max_new_tokens=getattr(config, "max_new_tokens", job.length),
         temperature=getattr(config, "temperature", 1.0),
         judge=judge,
         watch=job.watch,

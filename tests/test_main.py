@@ -216,6 +216,8 @@ def test_gsm8k_with_a_model_and_a_file_of_ones_own(gsm8k_folder, capsys):
     assert train(gsm8k_folder / "grpo", "grpo", "--task", task, *given, *small) == 0
     record = json.loads((gsm8k_folder / "grpo" / "metrics.jsonl").read_text())
     assert record["reward_mean"] in (0, 0.25, 0.5, 0.75, 1)
+    pairs = ["--sampled-pairs", "40", "--pair-tokens", "4", "--pairs", "4", "--micro-batch", "2", "--lora", "2"]
+    assert train(gsm8k_folder / "dpo", "dpo", "--task", task, *given, *pairs) == 0
     both = [str(out / "final"), str(gsm8k_folder / "grpo" / "final")]
     assert main(["compare", *both, "--task", task, "-n", "4", "--max-new-tokens", "8", "--threads", "1"]) == 0
     assert "B beats A" in capsys.readouterr().out
@@ -300,6 +302,14 @@ def test_a_run_with_lora_goes_on_where_it_stopped(tmp_path):
     assert train(tmp_path / "b", *arguments, "--steps", "4") == 0
     for file in ("metrics.jsonl", "final/model.safetensors", "adapter/adapter_model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_sampled_pairs_may_be_short(tmp_path, capsys, unhooked):
+    run = ["dpo", "--task", "digit_sum", "--steps", "1", "--pairs", "4"]
+    assert train(tmp_path / "out", *run, "--pair-tokens", "3") == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pair_tokens"] == 3
+    assert train(tmp_path / "none", *run, "--pair-tokens", "0") == 2
+    assert "max_new_tokens: wanted a whole number of at least 1, got 0" in one_line(capsys)
 
 
 @pytest.mark.parametrize("arguments, message", [
