@@ -5,7 +5,8 @@ python data/studies/ppo.py                  all of it
 python data/studies/ppo.py full "no clip"   these variants, printed and not stored
 
 A seed decides the rollouts and the minibatches; the SFT model and the reward model are the stored ones. A variant is a
-change of the config, and functions that stand in for the loop's own during the run.
+change of the config, and functions that stand in for the loop's own during the run. Three variants were added when the others
+had been seen: value coefficient 0.1, a critic of its own at lambda 0.95, and advantages one token late.
 """
 
 import sys

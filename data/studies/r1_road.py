@@ -2,7 +2,8 @@
 rewards, languages, examples in the prompt. The base, which hardly ever works a sum out, is in r1_base.py.
 
 Settings were chosen on seed 0, the seeds of the rows were looked at afterwards. About 15 minutes on one CPU core. (On seed 0
-the student came out poorer than on any of the three, and the lead of its teacher over RL was 0.5; do not expect that.)
+the student came out poorer than on any of the three, and the lead of its teacher over RL was 0.5; do not expect that: a lead
+above .2 was to be asserted, did not hold on the three, and what is asserted now was written after they had been seen.)
 
 python data/studies/r1_road.py
 """

@@ -4,8 +4,8 @@ on which the settings were chosen (0, 1, 2).
 
 python data/studies/reward_hacking.py
 
-About 17 minutes on one CPU core. The rows of the real model need the 260k-parameter Llama in shared/data/stories260k beside
-the checkout.
+For the real model the least score asserted (0.6) was set after a look at its rows. About 17 minutes on one CPU core. The rows
+of the real model need the 260k-parameter Llama in shared/data/stories260k beside the checkout.
 """
 
 import copy
