@@ -98,7 +98,7 @@ def check_device(name: str) -> None:
 
 
 def add_loop(parser: argparse.ArgumentParser, loop) -> None:
-    from minirl.launch import TASK_FORMS
+    from minirl.launch import PREFERENCE_PAIRS, TASK_FORMS
 
     parser.add_argument("--task", default="stories", help=f"{TASK_FORMS} (stories)")
     parser.add_argument("--out", type=Path, required=True, help="folder for config, metrics, checkpoints and the model")
@@ -122,10 +122,10 @@ def add_loop(parser: argparse.ArgumentParser, loop) -> None:
         parser.add_argument(
             "--top-p", type=float, default=1.0, help="only 1.0: training samples the whole distribution"
         )
-    if "max_new_tokens" not in {field.name for field in fields(loop.config)}:
-        parser.add_argument("--pair-tokens", type=int, metavar="N", help="of sampled responses (what the task needs)")
     if loop.settings in ("reward_model", "dpo", "kto"):
-        parser.add_argument("--sampled-pairs", type=int, default=2500, metavar="N", help="to learn from (2500)")
+        count = f"to learn from ({PREFERENCE_PAIRS})"
+        parser.add_argument("--sampled-pairs", type=int, default=PREFERENCE_PAIRS, metavar="N", help=count)
+        parser.add_argument("--pair-tokens", type=int, metavar="N", help="of their responses (what the task needs)")
     knobs = parser.add_argument_group("knobs", "Without one, the setting that was found for the task.")
     for field in fields(loop.config):
         if field.name != "seed":
@@ -156,7 +156,7 @@ def run_road(args) -> int:
 
 
 def run_train(args) -> int:
-    from minirl.launch import LOOPS, train
+    from minirl.launch import LOOPS, PREFERENCE_PAIRS, train
     from minirl.rollout import check_whole_distribution
 
     check_whole_distribution(getattr(args, "top_p", 1.0))
@@ -172,7 +172,7 @@ def run_train(args) -> int:
         resume=args.resume,
         checkpoint_every=args.checkpoint_every,
         max_new_tokens=getattr(args, "pair_tokens", None),
-        **({"sampled_pairs": args.sampled_pairs} if hasattr(args, "sampled_pairs") else {}),
+        sampled_pairs=getattr(args, "sampled_pairs", PREFERENCE_PAIRS),
         lora=args.lora,
         dtype=args.dtype,
         recompute=args.recompute,

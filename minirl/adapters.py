@@ -1,4 +1,4 @@
-"""LoRA adapters on disk in PEFT's format, so that PEFT, transformers and vLLM load what was trained here, and we what they did.
+"""LoRA adapters on disk in PEFT's format, so that PEFT loads what was trained here, and we what it did.
 
     adapter_config.json  adapter_model.safetensors
 

@@ -95,7 +95,7 @@ def _read_checkpoint(path: Path) -> tuple[dict, dict]:
 # What can be tracked. An optimiser's parameter groups are settings and come from the code; its moments are state.
 
 
-def learned(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _learned(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A module's state but for frozen parameters: under LoRA the base, thousands of times the rest, is not written again."""
     frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: x for name, x in module.state_dict().items() if name not in frozen}
@@ -109,7 +109,7 @@ def _collect(name: str, item, tensors: dict, values: dict) -> None:
             for key, moment in moments.items():
                 tensors[f"{name}.{index}.{key}"] = torch.as_tensor(moment)
     elif isinstance(item, torch.nn.Module):
-        tensors.update({f"{name}.{key}": x for key, x in learned(item).items()})
+        tensors.update({f"{name}.{key}": x for key, x in _learned(item).items()})
     else:
         values[name] = vars(item)
 
@@ -126,7 +126,8 @@ def _put_back(name: str, item, tensors: dict, values: dict, path: Path) -> None:
         item.load_state_dict({"state": moments, "param_groups": item.state_dict()["param_groups"]})
     elif isinstance(item, torch.nn.Module):
         try:
-            item.load_state_dict({key: x for key, x in item.state_dict().items() if key not in learned(item)} | mine)
+            saved = _learned(item)  # what is frozen is in no checkpoint, and stays as it is
+            item.load_state_dict({key: x for key, x in item.state_dict().items() if key not in saved} | mine)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: the checkpoint is of another model than `{name}`: {reason}") from None

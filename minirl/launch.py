@@ -105,7 +105,7 @@ class Job:
             )
         return found
 
-    def pairs(self, max_new_tokens: int) -> PreferenceBatch:
+    def pairs(self) -> PreferenceBatch:
         """Pairs of the model's own responses, ordered by the task's noisy labeller, or by the reward where it has none."""
         generator = torch.Generator().manual_seed(self.seed + 10_000)
         prompts = self.task.prompts(self.sampled_pairs, generator)
@@ -115,7 +115,7 @@ class Job:
                 self.model,
                 self.tokenizer,
                 prompts[i : i + at_once],
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=self.length,
                 group_size=2,
                 generator=generator,
             )
@@ -147,7 +147,7 @@ def run_sft(job: Job, config, run: Run):
 
 def run_reward_model(job: Job, config, run: Run):
     judge = RewardModel(copy.deepcopy(job.model), summed).to(job.device)
-    return reward_model.train(judge, job.pairs(job.length), config, run)
+    return reward_model.train(judge, job.pairs(), config, run)
 
 
 def run_ppo(job: Job, config, run: Run):
@@ -171,11 +171,11 @@ def run_critic_free(row: critic_free.CriticFree, job: Job, config, run: Run):
 
 
 def run_dpo(row: dpo.PairLoss, job: Job, config, run: Run):
-    return dpo.train(job.model, job.ref, job.pairs(job.length), config, run, row=row)
+    return dpo.train(job.model, job.ref, job.pairs(), config, run, row=row)
 
 
 def run_kto(job: Job, config, run: Run):
-    return kto.train(job.model, job.ref, job.pairs(job.length), config, run)
+    return kto.train(job.model, job.ref, job.pairs(), config, run)
 
 
 def critic_free_loop(row: critic_free.CriticFree, about: str) -> Loop:

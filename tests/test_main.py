@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from safetensors.torch import load_file
 
 from minirl.__main__ import main
 from minirl.adapters import load_adapter
-from minirl.launch import LOOPS
+from minirl.launch import LOOPS, Job
 from minirl.lora import merged
 from minirl.model import Transformer, TransformerConfig
 from minirl.pretrained import load_pretrained, save_pretrained
-from minirl.tasks import DATA
+from minirl.tasks import DATA, digit_sum
 from minirl.tokenizer import train_bpe
 from minirl.types import STATS
 
@@ -304,10 +305,15 @@ def test_a_run_with_lora_goes_on_where_it_stopped(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_sampled_pairs_may_be_short(tmp_path, capsys, unhooked):
+def test_sampled_pairs_may_be_few_and_short(tmp_path, capsys, unhooked):
+    (model, tokenizer), world = load_pretrained(DATA / "weights" / "digit_sum_sft"), digit_sum
+    assert Job(world, model, tokenizer, None, 0, "cpu", 3, 40).pairs().chosen_mask.shape == (40, 3)
+    from_a_file = SimpleNamespace(
+        prompts=world.prompts, score=world.score, MAX_NEW_TOKENS=5, __name__="file"
+    )  # a few prompts at a time
+    pairs = Job(from_a_file, model, tokenizer, None, 0, "cpu", sampled_pairs=40).pairs()
+    assert len(pairs) == 40 and (pairs.chosen_mask | pairs.rejected_mask).any(1).all()
     run = ["dpo", "--task", "digit_sum", "--steps", "1", "--pairs", "4"]
-    assert train(tmp_path / "out", *run, "--pair-tokens", "3") == 0
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["pair_tokens"] == 3
     assert train(tmp_path / "none", *run, "--pair-tokens", "0") == 2
     assert "max_new_tokens: wanted a whole number of at least 1, got 0" in one_line(capsys)
 

@@ -89,7 +89,7 @@ def test_ppo_learns_to_work_it_out(base):
 @pytest.fixture(scope="module")
 def pairs(base):
     module_job = Job(digit_sum, base, TOKENIZER, None, SEED, "cpu")
-    return module_job.pairs(digit_sum.MAX_NEW_TOKENS)
+    return module_job.pairs()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_sft_changes_the_manner(base):
 
 
 def test_reward_model_learns_the_labels(base, pairs):
-    held_out = Job(digit_sum, base, TOKENIZER, None, SEED + 1, "cpu").pairs(digit_sum.MAX_NEW_TOKENS)
+    held_out = Job(digit_sum, base, TOKENIZER, None, SEED + 1, "cpu").pairs()
     judge = RewardModel(copy.deepcopy(base), summed)
     before = reward_model.evaluate(judge, held_out)["loss"]
     reward_model.train(judge, pairs, settings("reward_model"), quiet())

@@ -21,7 +21,7 @@ from minirl.losses.preference import dpo_loss, ipo_loss, orpo_loss, robust_dpo_l
 from minirl.model import Transformer
 from minirl.rollout import response_logprobs
 from minirl.run import Run
-from minirl.train.memory import check_micro_batch, pair_micro_batches
+from minirl.train.memory import added, check_micro_batch, pair_micro_batches
 from minirl.train.optimizer import adamw, follow_gradient, warmed_up
 from minirl.train.reward_model import nth_batch
 from minirl.types import PreferenceBatch, Stats, Tensor
@@ -87,16 +87,16 @@ def train(
     for step in run.steps(done, config.steps):
         rows = nth_batch(step, len(data), config.pairs, seed=config.seed)
         optimizer.zero_grad()
-        total = 0.0
+        total, means = 0.0, {}
         for micro, part in pair_micro_batches(data, rows, config.micro_batch):
             chosen, rejected = pair_logprobs(policy, part, row.pool)
             loss, stats = row.loss(chosen, rejected, ref_chosen[micro], ref_rejected[micro], config)
             loss = loss * (len(micro) / len(rows))  # every loss here is a mean over pairs
             loss.backward()
-            total = total + loss.detach()
+            total, means = total + loss.detach(), added(means, stats, len(micro) / len(rows))
         lr = warmed_up(step, config.lr, config.warmup)
-        stats |= follow_gradient(optimizer, total, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
-        run.record(step, stats | {"loss": total})
+        update_stats = follow_gradient(optimizer, total, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
+        run.record(step, means | update_stats | {"loss": total})
     return policy
 
 

@@ -39,9 +39,8 @@ def micro_batches(
         yield rows, rollout[rows]
         return
     counted = rollout.mask if counted is None else counted
-    order = (
-        rollout.mask[rows].sum(1).argsort(descending=True, stable=True)
-    )  # the longest first: memory runs out at once
+    # the longest first: if memory runs out, it does so at once
+    order = rollout.mask[rows].sum(1).argsort(descending=True, stable=True)
     for micro in rows[order.to(rows.device)].split(size):
         if counted[micro].any():
             yield micro, tight(rollout[micro])
