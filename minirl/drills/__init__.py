@@ -7,11 +7,14 @@
     print(hint("gae", 1))            # the first of three hints
 
 Behind it stands a bank of wrong versions, one file for each room of the library. They are the same that every test of
-the library has to catch.
+the library has to catch. `keep_progress("my_drills.json")` notes what was tried and solved; `Interview` draws some
+drills and sets a clock.
 """
 
 from minirl.drills.bank import BANK, Mutant
 from minirl.drills.desk import drill, hint, names
+from minirl.drills.interview import Interview
 from minirl.drills.judge import Result, check
+from minirl.drills.kept import keep_progress, progress
 
-__all__ = ["BANK", "Mutant", "Result", "check", "drill", "hint", "names"]
+__all__ = ["BANK", "Interview", "Mutant", "Result", "check", "drill", "hint", "keep_progress", "names", "progress"]

@@ -3,10 +3,19 @@
 import torch
 
 from minirl.advantages import discounted_returns, gae
-from minirl.drills.bank import Drill, masked_cases, numbers, wrong
+from minirl.drills.bank import Drill, masked_cases, numbers, right, wrong
 from minirl.masking import masked_whiten
 
 # Discounted returns
+
+
+@right(discounted_returns)
+def right_returns(rewards, mask, *, gamma):
+    returns, ahead = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        ahead = torch.where(mask[:, t], rewards[:, t] + gamma * ahead, ahead)
+        returns[:, t] = ahead
+    return returns * mask
 
 
 @wrong(
@@ -106,6 +115,13 @@ def _next(values, mask, last_values):
         following[:, t] = after
         after = torch.where(mask[:, t], values[:, t], after)
     return following
+
+
+@right(gae)
+def right_gae(rewards, values, mask, *, gamma=1.0, lam=0.95, last_values=None):
+    deltas = rewards + gamma * _next(values, mask, last_values) - values
+    advantages = _backwards(deltas, mask, gamma * lam)
+    return advantages, advantages + values * mask
 
 
 @wrong(gae, "The value is added: delta = r + gamma * V_next - V. An advantage is what came MINUS what was expected.")

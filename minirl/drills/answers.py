@@ -1,5 +1,6 @@
 """What a function makes of a batch, and whether two functions make the same of it."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ def answer(drill: Drill, function: Callable, case: Case) -> Answer:
     """Calls the function on copies. Those that carry a gradient are no leaves: they may be changed in place."""
     leaves = {name: case.inputs[name].clone().requires_grad_() for name in [*drill.gradient, *drill.detached]}
     copies = {
-        name: (leaves[name] if name in leaves else x).clone() if isinstance(x, Tensor) else x
+        name: (leaves[name] if name in leaves else x).clone() if isinstance(x, Tensor) else copy.copy(x)
         for name, x in case.inputs.items()
     }
     with torch.enable_grad():  # one function may have switched it off for the next
@@ -84,3 +85,28 @@ def in_dtype(case: Case, dtype: torch.dtype) -> Case:
         return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
     return Case({name: cast(x) for name, x in case.inputs.items()}, case.knobs)
+
+
+# As lists of numbers, to be written down
+
+
+def to_plain(x: Answer) -> dict:
+    return {
+        "values": [_listed(value) for value in x.values],
+        "gradients": {name: _listed(gradient) for name, gradient in x.gradients.items()},
+    }
+
+
+def from_plain(data: dict) -> Answer:
+    return Answer(
+        [_tabled(value) for value in data["values"]],
+        {str(name): _tabled(gradient) for name, gradient in data["gradients"].items()},
+    )
+
+
+def _listed(x: Tensor) -> dict:
+    return {"shape": list(x.shape), "numbers": x.flatten().tolist()}
+
+
+def _tabled(x: dict) -> Tensor:
+    return torch.tensor(x["numbers"], dtype=torch.float64).view(x["shape"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minirl.drills.effects import EFFECTS
 from minirl.types import Stats, Tensor
 
 
@@ -23,6 +24,11 @@ class Mutant:
     seen: str | None  # where it was met, if that is public
     function: Callable
 
+    @property
+    def effect(self) -> str | None:
+        """What it does to training, where that is known: see minirl.drills.effects."""
+        return EFFECTS.get(self.of.__name__, {}).get(self.name)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -30,6 +36,11 @@ class Case:
 
     inputs: dict
     knobs: dict
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Which positions of a padded batch count. The mask of attention says something else: who may look at whom."""
+        return None if "q" in self.inputs else self.inputs.get("mask")
 
 
 def plainly(function: Callable, inputs: dict, knobs: dict):
@@ -50,6 +61,18 @@ class Drill:
 
 
 BANK: list[Mutant] = []
+RIGHT: dict[Callable, Callable] = {}  # what a function looks like in the words its wrong versions are written in
+
+
+def right(of: Callable) -> Callable:
+    """Marks the decorated function as a right version of `of`, without its input checks. Where two mistakes are looked for
+    at once, both are planted in it: see minirl.drills.combined."""
+
+    def mark(function: Callable) -> Callable:
+        RIGHT[of] = function
+        return function
+
+    return mark
 
 
 def wrong(of: Callable, sentence: str, *, seen: str | None = None) -> Callable:

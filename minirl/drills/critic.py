@@ -2,11 +2,16 @@
 
 import torch
 
-from minirl.drills.bank import Drill, masked_cases, numbers, reported, wrong
+from minirl.drills.bank import Drill, masked_cases, numbers, reported, right, wrong
 from minirl.losses.policy import value_clip_loss, value_loss
 from minirl.masking import token_mean
 
 # The regression
+
+
+@right(value_loss)
+def right_value_loss(values, returns, mask, *, reduce=token_mean):
+    return reported(reduce((values - returns) ** 2 / 2, mask))
 
 
 @wrong(value_loss, "The half is missing: (values - returns)^2 / 2, whose gradient is the error itself.")
@@ -44,6 +49,12 @@ def mean_before_square(values, returns, mask, *, reduce=token_mean):
 @wrong(value_loss, "The mask is upside down: True means that a token counts.")
 def value_loss_on_the_padding(values, returns, mask, *, reduce=token_mean):
     return reported((((values - returns) ** 2) / 2)[~mask].sum() / mask.sum())
+
+
+@right(value_clip_loss)
+def right_value_clip(values, old_values, returns, mask, *, clip_eps=0.2, reduce=token_mean):
+    near = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
+    return reported(reduce(torch.maximum((values - returns) ** 2, (near - returns) ** 2) / 2, mask))
 
 
 @wrong(

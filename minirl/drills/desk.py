@@ -10,19 +10,26 @@ from minirl.drills import (
     critic,
     groups,
     grpo,
+    kept,
     kl,
     logprobs,
     masking,
+    network,
     pairs,
     policy,
     preference,
     rewards,
+    scores,
+    text,
     weighted,
 )
 from minirl.drills.bank import Case, Drill
 from minirl.types import Tensor
 
-ROOMS = [masking, logprobs, kl, advantages, groups, rewards, policy, critic, grpo, weighted, preference, pairs]
+FIRST = [network, text, masking, logprobs]  # language models, and the averages over them
+MIDDLE = [kl, rewards, scores, advantages, groups]
+LAST = [policy, critic, grpo, weighted, preference, pairs]
+ROOMS = [*FIRST, *MIDDLE, *LAST]  # the order of the course
 DRILLS = {drill.of.__name__: drill for room in ROOMS for drill in room.DRILLS}
 
 
@@ -55,6 +62,7 @@ def hint(name: str, n: int) -> str:
     hints = find(name).hints
     if not isinstance(n, int) or not 1 <= n <= len(hints):
         raise ValueError(f"n: wanted a hint in 1..{len(hints)} for {name}, got {n}")
+    kept.note_hint(name, n)
     return hints[n - 1]
 
 

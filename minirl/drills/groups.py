@@ -8,9 +8,15 @@ from minirl.advantages import (
     group_relative_advantages,
     leave_one_out_advantages,
 )
-from minirl.drills.bank import Case, Drill, numbers, wrong
+from minirl.drills.bank import Case, Drill, numbers, right, wrong
 
 # GRPO's
+
+
+@right(group_relative_advantages)
+def right_relative(rewards, group_size, *, eps=1e-4):
+    groups = rewards.view(-1, group_size)
+    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + eps)).view(-1)
 
 
 @wrong(
@@ -81,6 +87,12 @@ def negative_relative(rewards, group_size, *, eps=1e-4):
 # Dr. GRPO's
 
 
+@right(group_centered_advantages)
+def right_centred(rewards, group_size):
+    groups = rewards.view(-1, group_size)
+    return (groups - groups.mean(1, keepdim=True)).view(-1)
+
+
 @wrong(
     group_centered_advantages,
     "The mean is the whole batch's: an answer is compared with the others to the same prompt.",
@@ -126,6 +138,12 @@ def plain_rewards(rewards, group_size):
 # RLOO's
 
 
+@right(leave_one_out_advantages)
+def right_leave_one_out(rewards, group_size):
+    groups = rewards.view(-1, group_size)
+    return (groups - (groups.sum(1, keepdim=True) - groups) / (group_size - 1)).view(-1)
+
+
 @wrong(
     leave_one_out_advantages,
     "The answer sits in its own baseline: average the OTHER rewards, or multiply by G / (G - 1).",
@@ -165,6 +183,11 @@ def negative_leave_one_out(rewards, group_size):
 
 
 # Exponential weights
+
+
+@right(exponential_weights)
+def right_weights(scores, *, beta):
+    return len(scores) * torch.softmax(scores / beta, dim=0)
 
 
 @wrong(exponential_weights, "Softmax alone has mean 1 / B: multiply by B, so that the loss keeps its size.")

@@ -2,7 +2,7 @@
 
 import torch
 
-from minirl.drills.bank import Drill, logprobs_like, masked_cases, numbers, reported, wrong
+from minirl.drills.bank import Drill, logprobs_like, masked_cases, numbers, reported, right, wrong
 from minirl.kl import kl_k1, kl_k2, kl_k3
 from minirl.losses.policy import grpo_loss, gspo_loss
 from minirl.masking import sequence_mean, token_mean
@@ -22,6 +22,15 @@ def _penalty(estimate, logprobs, ref_logprobs, kl_coef):
 # GRPO
 
 # fmt: off
+
+
+@right(grpo_loss)
+def right_grpo(
+    logprobs, old_logprobs, ref_logprobs, advantages, mask, *,
+    clip_eps=0.2, clip_eps_high=None, kl_coef=0.04, reduce=sequence_mean
+):
+    terms = surrogate(logprobs - old_logprobs, advantages.unsqueeze(1), clip_eps, clip_eps_high)
+    return reported(reduce(terms + _penalty(kl_k3, logprobs, ref_logprobs, kl_coef), mask))
 
 
 @wrong(
@@ -158,6 +167,12 @@ def grpo_divided_by_padding(
 # fmt: on
 
 # GSPO
+
+
+@right(gspo_loss)
+def right_gspo(logprobs, old_logprobs, advantages, mask, *, clip_eps=3e-4, clip_eps_high=None):
+    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp(min=1)
+    return reported(surrogate(log_ratio, advantages, clip_eps, clip_eps_high)[mask.any(1)].mean())
 
 
 @wrong(

@@ -3,10 +3,15 @@
 import torch
 import torch.nn.functional as F
 
-from minirl.drills.bank import Case, Drill, logprobs_like, numbers, wrong
+from minirl.drills.bank import Case, Drill, logprobs_like, numbers, right, wrong
 from minirl.kl import AdaptiveKL, kl_exact, kl_k1, kl_k2, kl_k3
 
 # k1
+
+
+@right(kl_k1)
+def right_k1(logprobs, ref_logprobs):
+    return logprobs - ref_logprobs
 
 
 @wrong(
@@ -36,6 +41,11 @@ def weighted_k1(logprobs, ref_logprobs):
 # k2
 
 
+@right(kl_k2)
+def right_k2(logprobs, ref_logprobs):
+    return (logprobs - ref_logprobs) ** 2 / 2
+
+
 @wrong(kl_k2, "The half is missing: k2 = (log-ratio)^2 / 2, so that it agrees with the KL to second order.")
 def k2_without_half(logprobs, ref_logprobs):
     return (logprobs - ref_logprobs) ** 2
@@ -57,6 +67,12 @@ def k2_of_probabilities(logprobs, ref_logprobs):
 
 
 # k3
+
+
+@right(kl_k3)
+def right_k3(logprobs, ref_logprobs):
+    d = ref_logprobs - logprobs
+    return d.exp() - 1 - d
 
 
 @wrong(
@@ -93,6 +109,12 @@ def k3_without_log_ratio(logprobs, ref_logprobs):
 
 
 # the exact KL
+
+
+@right(kl_exact)
+def right_kl_exact(logits, ref_logits):
+    logp, ref_logp = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    return (logp.exp() * (logp - ref_logp)).sum(-1)
 
 
 @wrong(
@@ -149,6 +171,13 @@ class _Controller:
 
     def error(self, kl):
         return min(max(kl / self.target - 1, -0.2), 0.2)
+
+
+@right(AdaptiveKL)
+class RightController(_Controller):
+    def update(self, kl, n_steps):
+        self.kl_coef *= 1 + self.error(kl) * n_steps / self.horizon
+        return self.kl_coef
 
 
 @wrong(AdaptiveKL, "The sign is wrong: a KL above the target has to raise the coefficient.")

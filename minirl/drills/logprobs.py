@@ -5,10 +5,15 @@ import math
 import torch
 import torch.nn.functional as F
 
-from minirl.drills.bank import Case, Drill, logprobs_like, masked_cases, numbers, wrong
+from minirl.drills.bank import Case, Drill, logprobs_like, masked_cases, numbers, right, wrong
 from minirl.logprobs import entropy, response_slice, sequence_logprobs, token_logprobs
 
 # Tokens
+
+
+@right(token_logprobs)
+def right_logprobs(logits, tokens):
+    return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 @wrong(token_logprobs, "Logits are not log-probabilities: take log_softmax over the vocabulary before you pick.")
@@ -47,6 +52,11 @@ def likeliest_token(logits, tokens):
 # Entropy
 
 
+@right(entropy)
+def right_entropy(logits):
+    return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+
+
 @wrong(entropy, "The minus is missing: an entropy is never negative.")
 def negative_entropy(logits):
     return (logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
@@ -73,6 +83,11 @@ def entropy_in_bits(logits):
 
 
 # The shift
+
+
+@right(response_slice)
+def right_slice(x, length):
+    return x[:, -length - 1 : -1]
 
 
 @wrong(response_slice, "One too late: position s predicts token s + 1, so the slice starts one before the response.")
@@ -104,6 +119,11 @@ def end_not_dropped(x, length):
 
 
 # Sequences
+
+
+@right(sequence_logprobs)
+def right_sequence(logprobs, mask):
+    return (logprobs * mask).sum(1)
 
 
 @wrong(

@@ -2,10 +2,15 @@
 
 import torch
 
-from minirl.drills.bank import Case, Drill, masked_cases, numbers, wrong
+from minirl.drills.bank import Case, Drill, masked_cases, numbers, right, wrong
 from minirl.masking import fixed_length_mean, masked_mean, masked_sum_over, masked_whiten, sequence_mean, token_mean
 
 # The mean over what counts
+
+
+@right(masked_mean)
+def right_mean(x, mask):
+    return (x * mask).sum() / mask.sum()
 
 
 @wrong(masked_mean, "The mask is not used: padding is averaged too.")
@@ -36,6 +41,11 @@ def mean_of_row_means(x, mask):
 
 
 # Whitening
+
+
+@right(masked_whiten)
+def right_whitening(x, mask, *, eps=1e-8):
+    return (x - x[mask].mean()) * torch.rsqrt(x[mask].var(correction=0) + eps) * mask
 
 
 @wrong(masked_whiten, "Mean and variance are taken over the padding too: use the counted entries only.")
@@ -105,6 +115,11 @@ def negative_whitening(x, mask, *, eps=1e-8):
 # Reducers
 
 
+@right(token_mean)
+def right_token_mean(x, mask):
+    return (x * mask).sum() / mask.sum()
+
+
 @wrong(token_mean, "The mask is not used: padding is averaged too.")
 def token_mean_over_everything(x, mask):
     return x.mean()
@@ -133,6 +148,11 @@ def token_mean_of_the_padding(x, mask):
 @wrong(token_mean, "The sign is wrong: a reducer averages what it is given; the loss does the negating.")
 def negative_token_mean(x, mask):
     return -(x * mask).sum() / mask.sum()
+
+
+@right(sequence_mean)
+def right_sequence_mean(x, mask):
+    return ((x * mask).sum(1) / mask.sum(1).clamp(min=1)).sum() / mask.any(1).sum()
 
 
 @wrong(sequence_mean, "This is token_mean: average each row over its own length first, then the rows.")
@@ -165,6 +185,11 @@ def sum_of_row_means(x, mask):
     return ((x * mask).sum(1) / mask.sum(1).clamp(min=1)).sum()
 
 
+@right(fixed_length_mean)
+def right_fixed_length(length):
+    return lambda x, mask: (x * mask).sum() / (len(x) * length)
+
+
 @wrong(fixed_length_mean, "This divides by the counted tokens: the divisor is B * length, the same for every batch.")
 def fixed_length_by_tokens(length):
     return lambda x, mask: (x * mask).sum() / mask.sum()
@@ -188,6 +213,11 @@ def fixed_length_over_padding(length):
 @wrong(fixed_length_mean, "The mask is upside down: True means that a token counts.")
 def fixed_length_of_the_padding(length):
     return lambda x, mask: (x * ~mask).sum() / (len(x) * length)
+
+
+@right(masked_sum_over)
+def right_sum_over(denominator):
+    return lambda x, mask: (x * mask).sum() / denominator
 
 
 @wrong(masked_sum_over, "This divides by the tokens of the micro-batch: the parts then do not add up to the batch.")

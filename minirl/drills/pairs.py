@@ -3,11 +3,17 @@
 import torch
 import torch.nn.functional as F
 
-from minirl.drills.bank import Case, Drill, logprobs_like, reported, wrong
+from minirl.drills.bank import Case, Drill, logprobs_like, reported, right, wrong
 from minirl.drills.preference import H_HINT, likely_pairs, pair_cases, referenced_pairs
 from minirl.losses.preference import ipo_loss, kto_loss, orpo_loss, simpo_loss
 
 # IPO
+
+
+@right(ipo_loss)
+def right_ipo(chosen, rejected, ref_chosen, ref_rejected, *, beta=0.1):
+    h = (chosen - ref_chosen) - (rejected - ref_rejected)
+    return reported(((h - 1 / (2 * beta)) ** 2).mean())
 
 
 @wrong(ipo_loss, "The target is 1 / (2 * beta), not 1 / beta.")
@@ -62,6 +68,11 @@ def dpo_for_ipo(chosen, rejected, ref_chosen, ref_rejected, *, beta=0.1):
 # SimPO
 
 
+@right(simpo_loss)
+def right_simpo(chosen, rejected, *, beta=2.0, gamma=1.0):
+    return reported(-F.logsigmoid(beta * (chosen - rejected) - gamma).mean())
+
+
 @wrong(
     simpo_loss,
     "beta multiplies gamma too: here gamma is the margin itself, beta * difference - gamma.",
@@ -101,6 +112,11 @@ def unnegated_simpo(chosen, rejected, *, beta=2.0, gamma=1.0):
 
 def _log_odds(logprobs):
     return logprobs - torch.log(-torch.expm1(logprobs))
+
+
+@right(orpo_loss)
+def right_orpo(chosen, rejected, *, lam=0.1):
+    return reported((-chosen - lam * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))).mean())
 
 
 @wrong(orpo_loss, "A ratio of probabilities, not of odds: log odds(x) = x - log(1 - exp x).")
@@ -150,6 +166,12 @@ def sft_on_both(chosen, rejected, *, lam=0.1):
 def _kto(signed, desirable, beta, desirable_weight, undesirable_weight):
     weight = torch.where(desirable, float(desirable_weight), float(undesirable_weight))
     return (weight * (1 - torch.sigmoid(beta * signed))).mean()
+
+
+@right(kto_loss)
+def right_kto(logprobs, ref_logprobs, desirable, kl, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
+    h, z = logprobs - ref_logprobs, torch.as_tensor(kl).detach().clamp(min=0)
+    return reported(_kto(torch.where(desirable, h - z, z - h), desirable, beta, desirable_weight, undesirable_weight))
 
 
 @wrong(

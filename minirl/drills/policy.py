@@ -2,11 +2,16 @@
 
 import torch
 
-from minirl.drills.bank import Drill, logprobs_like, masked_cases, numbers, reported, wrong
+from minirl.drills.bank import Drill, logprobs_like, masked_cases, numbers, reported, right, wrong
 from minirl.losses.policy import ppo_clip_loss, reinforce_loss
 from minirl.masking import sequence_mean, token_mean
 
 # REINFORCE
+
+
+@right(reinforce_loss)
+def right_reinforce(logprobs, advantages, mask, *, reduce=token_mean):
+    return reported(reduce(-advantages * logprobs, mask))
 
 
 @wrong(
@@ -54,6 +59,13 @@ def reinforce_by_rows(logprobs, advantages, mask, *, reduce=sequence_mean):
 
 
 # PPO
+
+
+@right(ppo_clip_loss)
+def right_ppo(logprobs, old_logprobs, advantages, mask, *, clip_eps=0.2, clip_eps_high=None, reduce=token_mean):
+    ratio = (logprobs - old_logprobs).exp()
+    held = ratio.clamp(1 - clip_eps, 1 + (clip_eps_high or clip_eps))
+    return reported(reduce(-torch.minimum(ratio * advantages, held * advantages), mask))
 
 
 @wrong(

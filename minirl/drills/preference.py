@@ -3,10 +3,15 @@
 import torch
 import torch.nn.functional as F
 
-from minirl.drills.bank import Case, Drill, logprobs_like, numbers, reported, wrong
+from minirl.drills.bank import Case, Drill, logprobs_like, numbers, reported, right, wrong
 from minirl.losses.preference import bradley_terry_loss, dpo_loss, robust_dpo_loss
 
 # Bradley-Terry
+
+
+@right(bradley_terry_loss)
+def right_bradley_terry(chosen, rejected, *, margin=0.0):
+    return reported(-F.logsigmoid(chosen - rejected - margin).mean())
 
 
 @wrong(bradley_terry_loss, "The pair is swapped: this teaches to score the rejected response higher.")
@@ -62,6 +67,12 @@ def scores_judged_alone(chosen, rejected, *, margin=0.0):
 
 def _smoothed(logits, e):
     return -((1 - e) * F.logsigmoid(logits) + e * F.logsigmoid(-logits)).mean()
+
+
+@right(dpo_loss)
+def right_dpo(chosen, rejected, ref_chosen, ref_rejected, *, beta=0.1, label_smoothing=0.0):
+    h = (chosen - ref_chosen) - (rejected - ref_rejected)
+    return reported(_smoothed(beta * h, label_smoothing))
 
 
 @wrong(dpo_loss, "The pair is swapped: this teaches to prefer the rejected response.")
@@ -124,6 +135,12 @@ def summed_dpo(chosen, rejected, ref_chosen, ref_rejected, *, beta=0.1, label_sm
 
 
 # Robust DPO
+
+
+@right(robust_dpo_loss)
+def right_robust(chosen, rejected, ref_chosen, ref_rejected, *, beta=0.1, label_smoothing):
+    h, e = beta * ((chosen - ref_chosen) - (rejected - ref_rejected)), label_smoothing
+    return reported((-(1 - e) * F.logsigmoid(h) + e * F.logsigmoid(-h)).mean() / (1 - 2 * e))
 
 
 @wrong(robust_dpo_loss, "This is label smoothing (cDPO): in robust DPO the second sign is a minus, and 1 - 2e divides.")

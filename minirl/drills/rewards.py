@@ -2,7 +2,7 @@
 
 import torch
 
-from minirl.drills.bank import Case, Drill, masked_cases, numbers, wrong
+from minirl.drills.bank import Case, Drill, masked_cases, numbers, right, wrong
 from minirl.rewards import kl_shaped_rewards, missing_eos_penalty
 
 # KL-shaped rewards
@@ -11,6 +11,11 @@ from minirl.rewards import kl_shaped_rewards, missing_eos_penalty
 def _last(mask):
     """True on the last counted token of each row: counted, and the only one from there on."""
     return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+
+
+@right(kl_shaped_rewards)
+def right_shaped(scores, kl, mask, *, kl_coef):
+    return -kl_coef * kl * mask + scores.unsqueeze(1) * _last(mask)
 
 
 @wrong(
@@ -118,6 +123,11 @@ def kl_without_coefficient(scores, kl, mask, *, kl_coef):
 
 
 # The price for not ending
+
+
+@right(missing_eos_penalty)
+def right_penalty(scores, finished, *, penalty):
+    return torch.where(finished, scores, scores - penalty)
 
 
 @wrong(missing_eos_penalty, "The condition is upside down: the penalty falls on responses that did NOT finish.")

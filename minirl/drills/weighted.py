@@ -1,11 +1,17 @@
 """Wrong versions of CISPO and of weighted log-probabilities."""
 
-from minirl.drills.bank import Drill, logprobs_like, masked_cases, numbers, reported, wrong
+from minirl.drills.bank import Drill, logprobs_like, masked_cases, numbers, reported, right, wrong
 from minirl.drills.grpo import answered, surrogate
 from minirl.losses.policy import cispo_loss, weighted_logprob_loss
 from minirl.masking import sequence_mean, token_mean
 
 # CISPO
+
+
+@right(cispo_loss)
+def right_cispo(logprobs, old_logprobs, advantages, mask, *, clip_eps_high=0.2, reduce=token_mean):
+    weight = (logprobs - old_logprobs).exp().clamp(max=1 + clip_eps_high).detach()
+    return reported(reduce(-weight * advantages.unsqueeze(1) * logprobs, mask))
 
 
 @wrong(
@@ -71,6 +77,11 @@ def cispo_old_over_new(logprobs, old_logprobs, advantages, mask, *, clip_eps_hig
 
 
 # Weighted log-probabilities
+
+
+@right(weighted_logprob_loss)
+def right_weighted(logprobs, weights, mask, *, reduce=token_mean):
+    return reported(reduce(-weights.unsqueeze(1) * logprobs, mask))
 
 
 @wrong(

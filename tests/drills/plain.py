@@ -4,6 +4,8 @@ They have to pass `check`. And they are what makes the proof by mutants fair: a 
 version only if the plain right version passes it, so that nothing is caught for being plain.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -227,3 +229,84 @@ def kto_loss(logprobs, ref_logprobs, desirable, kl, beta=0.1, desirable_weight=1
     good = desirable_weight * (1 - torch.sigmoid(beta * (h[desirable] - z)))
     bad = undesirable_weight * (1 - torch.sigmoid(beta * (z - h[~desirable])))
     return torch.cat([good, bad]).mean()
+
+
+def softmax(logits):
+    return torch.softmax(logits, dim=-1)
+
+
+def naive_attention(q, k, v, mask):
+    scores = torch.einsum("bhqe,bhke->bhqk", q, k) * q.shape[-1] ** -0.5
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    return torch.einsum("bhqk,bhke->bhqe", weights, v)
+
+
+def rms_norm(x, weight, eps=1e-5):
+    return weight * (x / torch.sqrt(torch.mean(x * x, dim=-1, keepdim=True) + eps))
+
+
+def rotary(x, base):
+    half = x.shape[1] // 2
+    turned = torch.zeros_like(x)
+    for s in range(len(x)):
+        for i in range(half):
+            angle = s / base ** (2 * i / x.shape[1])
+            turned[s, i] = x[s, i] * math.cos(angle) - x[s, i + half] * math.sin(angle)
+            turned[s, i + half] = x[s, i] * math.sin(angle) + x[s, i + half] * math.cos(angle)
+    return turned
+
+
+def lora_forward(x, weight, a, b, alpha):
+    return x @ (weight + alpha / a.shape[0] * b @ a).T
+
+
+def bpe_merge(tokens, pair, new):
+    text = " " + "  ".join(map(str, tokens)) + " "
+    text = text.replace(f" {pair[0]}  {pair[1]} ", f" {new} ")
+    return [int(word) for word in text.split()]
+
+
+def sft_loss(logits, tokens, mask):
+    labels = tokens.masked_fill(~mask, -100)[:, 1:]
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten())
+
+
+def kv_cache_step(q, k, v, keys, values):
+    keys, values = torch.cat([keys, k[:, None]], 1), torch.cat([values, v[:, None]], 1)
+    weights = (torch.einsum("he,hle->hl", q, keys) / q.shape[-1] ** 0.5).softmax(-1)
+    return torch.einsum("hl,hle->he", weights, values), keys, values
+
+
+def nucleus(probs, top_p):
+    kept = torch.zeros_like(probs)
+    for row in range(len(probs)):
+        held = 0.0
+        for token in sorted(range(probs.shape[1]), key=lambda token: -probs[row, token].item()):
+            if held >= top_p:
+                break
+            kept[row, token] = probs[row, token]
+            held += probs[row, token].item()
+    return kept / kept.sum(1, keepdim=True)
+
+
+def pass_at_k(n, correct, k):
+    chances = []
+    for c in correct.tolist():
+        miss = 1.0
+        for i in range(k):  # the i-th answer drawn misses too
+            miss *= max(n - c - i, 0) / (n - i)
+        chances.append(1 - miss)
+    return chances
+
+
+def last_token(scores, mask):
+    return torch.stack([row[keep][-1] for row, keep in zip(scores, mask, strict=True)])
+
+
+def ensemble_reward(scores, caution=1.0):
+    deviation = (((scores - scores.mean(0)) ** 2).sum(0) / (len(scores) - 1)).sqrt()
+    return scores.mean(0) - caution * deviation
+
+
+def length_penalty(scores, mask, coef, free_length=0):
+    return scores - coef * torch.relu((mask.sum(1) - free_length).to(scores.dtype))

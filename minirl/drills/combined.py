@@ -1,0 +1,77 @@
+"""Two mistakes at once: what differs between a right version and each of two wrong ones is put into one function.
+
+The three are compared token by token, as a version-control system merges two edits of one file. Where both edits touch
+the same tokens there is no such function, and that pair is passed over.
+"""
+
+import ast
+import difflib
+import functools
+import inspect
+import io
+import itertools
+import textwrap
+import tokenize
+from collections.abc import Callable, Iterator
+
+from minirl.drills.bank import RIGHT, Mutant
+
+Token = tuple[int, str]
+
+
+def pairs_of(mutants: list[Mutant]) -> Iterator[tuple[Mutant, Mutant, Callable]]:
+    """Every two of the mutants of one function that can be planted together, and the function that has both."""
+    for first, second in itertools.combinations(mutants, 2):
+        function = planted(first, second)
+        if function is not None:
+            yield first, second, function
+
+
+@functools.cache
+def planted(first: Mutant, second: Mutant) -> Callable | None:
+    base = RIGHT.get(first.of)
+    if base is None:
+        return None
+    versions = [tokens_of(version) for version in (base, first.function, second.function)]
+    merged = merge(*versions)
+    if merged is None or merged in versions:
+        return None
+    source = tokenize.untokenize(merged)
+    names = vars(inspect.getmodule(base)) | vars(inspect.getmodule(first.function))
+    names |= vars(inspect.getmodule(second.function))
+    try:
+        exec(compile(source, f"<{first.name} and {second.name}>", "exec"), names)
+    except SyntaxError:  # two edits that are sound alone and make no sense side by side
+        return None
+    return names["version"]
+
+
+@functools.cache
+def tokens_of(version: Callable) -> tuple[Token, ...]:
+    """The tokens of a function or class, without decorators, docstrings and comments, under the name `version`."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(version))).body
+    tree.name, tree.decorator_list = "version", []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    text = io.StringIO(ast.unparse(tree) + "\n")
+    return tuple((token.type, token.string) for token in tokenize.generate_tokens(text.readline))
+
+
+def merge(base: tuple[Token, ...], first: tuple[Token, ...], second: tuple[Token, ...]) -> tuple[Token, ...] | None:
+    """base with the edits of both, or None where they meet."""
+    edits = sorted([*_edits(base, first), *_edits(base, second)], key=lambda edit: edit[:2])
+    for (_, end, _), (start, _, _) in itertools.pairwise(edits):
+        if start < end:
+            return None
+    if any((a[0], a[1]) == (b[0], b[1]) for a, b in itertools.pairwise(edits)):  # two insertions at one place
+        return None
+    merged = list(base)
+    for start, end, tokens in reversed(edits):
+        merged[start:end] = tokens
+    return tuple(merged)
+
+
+def _edits(base: tuple[Token, ...], version: tuple[Token, ...]) -> list[tuple[int, int, tuple[Token, ...]]]:
+    matcher = difflib.SequenceMatcher(None, base, version, autojunk=False)
+    return [(i, j, version[k:m]) for kind, i, j, k, m in matcher.get_opcodes() if kind != "equal"]
