@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(command=run_road)
 
-    commands = parser.add_subparsers(title="commands", metavar="{train,generate,compare}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     train = commands.add_parser("train", help="run one training loop", description="Run one training loop.")
     loops = train.add_subparsers(title="loops", metavar="NAME", required=True, dest="name")
     from minirl.launch import LOOPS, TASK_FORMS
@@ -84,7 +84,27 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--max-new-tokens", type=int, help="(what the task needs)")
     compare.add_argument("--temperature", type=float, default=1.0)
     compare.set_defaults(command=run_compare)
+    add_course(commands)
     return parser
+
+
+def add_course(commands) -> None:
+    """The commands of the side rooms: what a learner or a teacher does beside training."""
+    from minirl.drills import command as drills
+
+    for name, about, add_arguments, run in [
+        (
+            "drill",
+            "a function to write, and a judge that names the mistake",
+            drills.add_drill_arguments,
+            drills.run_drill,
+        ),
+        ("interview", "a few drills against the clock", drills.add_interview_arguments, drills.run_interview),
+    ]:
+        parser = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        parser.add_argument("--traceback", action="store_true", help="on an error, show where it came from")
+        add_arguments(parser)
+        parser.set_defaults(command=run)
 
 
 def check_device(name: str) -> None:

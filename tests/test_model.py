@@ -383,6 +383,15 @@ def test_a_fresh_reward_model_scores_zero():
     assert model(torch.tensor([[1, 2, 3]]), torch.ones(1, 2).bool()).tolist() == [0.0]
 
 
+def test_last_token_is_the_last_that_counts():
+    scores = torch.tensor([[1.0, 6.0, 3.0, 9.0], [4.0, 5.0, 6.0, 7.0], [8.0, -3.0, -4.0, -5.0]], requires_grad=True)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).bool()
+    last = last_token(scores, mask)
+    assert last.tolist() == [3.0, 7.0, 8.0]
+    (gradient,) = torch.autograd.grad(last.sum(), scores)
+    assert gradient.nonzero().tolist() == [[0, 2], [1, 3], [2, 0]]
+
+
 def test_pools_by_hand():
     scores = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, torch.nan], [torch.inf, torch.nan, 0.0]])
     mask = torch.tensor([[1, 0, 1], [1, 1, 0], [0, 0, 0]]).bool()

@@ -65,7 +65,7 @@ def _everywhere(drill: Drill, expected: list[Answer], got: list[Answer], relatio
 
 
 def _shape_in_words(drill: Drill, expected: list[Answer], got: list[Answer]) -> str | None:
-    for case, one, two in zip(drill.cases, expected, got, strict=True):
+    for case, one, two in reversed(list(zip(drill.cases, expected, got, strict=True))):  # the largest says most
         for x, y in _values(one, two):
             if x.shape != y.shape:
                 rows = _size(case, "rows")
@@ -175,6 +175,15 @@ def _common_factor(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
     return factor
 
 
+def factor_between(one: list[Answer], two: list[Answer]) -> str | None:
+    """In words, by which constant the values of two differ; None where they have other shapes or no such constant."""
+    pairs = [(x, y) for a, b in zip(one, two, strict=True) for x, y in zip(a.values, b.values, strict=False)]
+    if any(x.shape != y.shape for x, y in pairs) or sum(int(x.count_nonzero()) for x, _ in pairs) < 4:
+        return None
+    factor = _common_factor(pairs)
+    return None if factor is None else _times(factor)
+
+
 def _times(factor: float) -> str:
     words = {2.0: "twice", 0.5: "half", -1.0: "minus", 1 / 3: "a third of", 0.25: "a quarter of"}
     close = next((word for number, word in words.items() if abs(number - factor) < 1e-3), None)
@@ -218,9 +227,9 @@ def _off_by_a_size(drill: Drill, expected: list[Answer], got: list[Answer]) -> s
         if any(_size(case, name) is None for case in drill.cases):
             continue
         if _everywhere(drill, expected, got, lambda x, case, name=name: x * _size(case, name)):
-            return f"It is {words} times too large: divide by it, or do not multiply."
+            return f"It is the right number times {words}: divide by it, or do not multiply."
         if _everywhere(drill, expected, got, lambda x, case, name=name: x / _size(case, name)):
-            return f"It is too small by a factor of {words}: do not divide by it, or multiply."
+            return f"It is the right number divided by {words}: multiply by it, or do not divide."
     return None
 
 

@@ -26,10 +26,13 @@ from minirl.drills import (
 from minirl.drills.bank import Case, Drill
 from minirl.types import Tensor
 
-FIRST = [network, text, masking, logprobs]  # language models, and the averages over them
-MIDDLE = [kl, rewards, scores, advantages, groups]
-LAST = [policy, critic, grpo, weighted, preference, pairs]
-ROOMS = [*FIRST, *MIDDLE, *LAST]  # the order of the course
+CHAPTERS = {  # in the order of the course
+    "Language models, and averages over their tokens": [network, text, masking, logprobs],
+    "KL, rewards and advantages": [kl, rewards, scores, advantages, groups],
+    "Losses": [policy, critic, grpo, weighted, preference, pairs],
+}
+ROOMS = [room for rooms in CHAPTERS.values() for room in rooms]
+ALIASES = {"attention": "naive_attention"}  # what one would call it
 DRILLS = {drill.of.__name__: drill for room in ROOMS for drill in room.DRILLS}
 
 
@@ -39,6 +42,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Drill:
+    name = ALIASES.get(name, name)
     if name not in DRILLS:
         first = str(name).partition("_")[0]
         near = [known for known in names() if known.partition("_")[0] == first]

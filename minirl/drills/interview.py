@@ -80,12 +80,16 @@ class Interview:
         rows = ["| drill | result | after | attempts | hints | points |", "| --- | --- | --- | --- | --- | --- |"]
         for name in self.drills:
             attempts = self.attempts[name]
-            result = "solved" if name in self.solved else (attempts[-1].mistake or attempts[-1].status) if attempts else "-"
+            result = (
+                "solved" if name in self.solved else (attempts[-1].mistake or attempts[-1].status) if attempts else "-"
+            )
             after = minutes_and_seconds(self.solved[name]) if name in self.solved else "-"
             hints = len(self.hints[name])
             rows.append(f"| {name} | {result} | {after} | {len(attempts)} | {hints} | {self.points(name)} |")
         total = sum(map(self.points, self.drills))
-        return "\n".join([*rows, "", f"{total} of {POINTS * len(self.drills)} points. {comment(total / len(self.drills))}"])
+        return "\n".join(
+            [*rows, "", f"{total} of {POINTS * len(self.drills)} points. {comment(total / len(self.drills))}"]
+        )
 
     def __str__(self) -> str:
         left = f"{minutes_and_seconds(self.seconds_left)} left of {self.minutes:g} minutes"

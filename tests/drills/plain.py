@@ -296,7 +296,7 @@ def pass_at_k(n, correct, k):
         for i in range(k):  # the i-th answer drawn misses too
             miss *= max(n - c - i, 0) / (n - i)
         chances.append(1 - miss)
-    return chances
+    return torch.tensor(chances, dtype=torch.float64)
 
 
 def last_token(scores, mask):

@@ -16,6 +16,12 @@ from minirl.drills.judge import mutants_of
 TESTS = Path(__file__).resolve().parents[1]
 FILES = ["test_masking", "test_logprobs", "test_kl", "test_advantages", "test_rewards"]
 FILES = [f"{name}.py" for name in FILES] + ["losses/test_policy.py", "losses/test_preference.py"]
+FILES += [
+    "drills/test_by_hand.py",
+    "test_generate.py::test_nucleus_by_hand",
+    "test_model.py::test_last_token_is_the_last_that_counts",
+]
+FILES += ["test_model.py::test_naive_attention_is_what_pytorch_computes"]
 
 # how the name of a test speaks of a function, where it is not by the function's own name
 SPOKEN = {
@@ -40,15 +46,18 @@ SPOKEN = {
     "simpo_loss": r"\[simpo",
     "orpo_loss": r"\[orpo",
     "kto_loss": r"\[kto",
+    "length_penalty": "length_is_charged",
 }
 
 # for each function the wrong version whose sign, order or mask is turned round
 TURNED = {
     "AdaptiveKL": "ControllerTheWrongWay",
+    "bpe_merge": "either_order",
     "bradley_terry_loss": "swapped_bradley_terry",
     "cispo_loss": "unnegated_cispo",
     "discounted_returns": "returns_minus_what_is_ahead",
     "dpo_loss": "swapped_dpo",
+    "ensemble_reward": "daring_ensemble",
     "entropy": "negative_entropy",
     "exponential_weights": "best_weighs_least",
     "fixed_length_mean": "fixed_length_of_the_padding",
@@ -64,19 +73,30 @@ TURNED = {
     "kl_k3": "negative_k3",
     "kl_shaped_rewards": "kl_rewarded",
     "kto_loss": "swapped_labels",
+    "kv_cache_step": "prepended",
+    "last_token": "last_column",
     "leave_one_out_advantages": "negative_leave_one_out",
+    "length_penalty": "length_paid",
+    "lora_forward": "lora_subtracted",
     "masked_mean": "mean_of_the_padding",
     "masked_sum_over": "sum_of_the_padding",
     "masked_whiten": "negative_whitening",
     "missing_eos_penalty": "penalty_added",
+    "naive_attention": "attention_mask_upside_down",
+    "nucleus": "tail_kept",
     "orpo_loss": "penalty_the_wrong_way",
+    "pass_at_k": "chance_to_miss",
     "ppo_clip_loss": "unnegated_ppo",
     "reinforce_loss": "unnegated_reinforce",
     "response_slice": "slice_at_the_tokens",
+    "rms_norm": "rms_over_rows",
     "robust_dpo_loss": "robust_second_sign",
+    "rotary": "turned_backwards",
     "sequence_logprobs": "negative_sequence",
     "sequence_mean": "sequence_mean_of_the_padding",
+    "sft_loss": "sft_unnegated",
     "simpo_loss": "gamma_added",
+    "softmax": "softmax_of_minus",
     "token_logprobs": "cross_entropy_for_logprobs",
     "token_mean": "negative_token_mean",
     "value_clip_loss": "negative_value_clip",
