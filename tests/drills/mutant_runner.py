@@ -20,9 +20,9 @@ import types
 from pathlib import Path
 
 import hypothesis
-import plain
 from _pytest.runner import runtestprotocol
 
+from minirl.drills import solutions as plain
 from minirl.drills.bank import Drill, Mutant
 from minirl.drills.desk import DRILLS
 from minirl.drills.judge import mutants_of, without_gradient

@@ -1,10 +1,10 @@
 """Wrong answers that are in no bank still get a sentence that helps."""
 
-import plain
 import pytest
 import torch
 
 from minirl.drills import check
+from minirl.drills import solutions as plain
 
 token_mean = plain.token_mean
 

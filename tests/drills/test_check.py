@@ -4,7 +4,6 @@ import ast
 import time
 from pathlib import Path
 
-import plain
 import pytest
 import torch
 from batches import equal
@@ -12,6 +11,7 @@ from batches import equal
 import minirl.drills
 from minirl import advantages, kl, logprobs, masking, rewards
 from minirl.drills import BANK, check, drill, hint, names
+from minirl.drills import solutions as plain
 from minirl.drills.answers import answer, first_difference
 from minirl.drills.desk import DRILLS
 from minirl.drills.judge import mutants_of

@@ -1,11 +1,11 @@
 """Two mistakes at once: planted by merging the code of two wrong versions, and named when a learner makes both."""
 
-import plain
 import pytest
 import torch
 import torch.nn.functional as F
 
 from minirl.drills import check, names
+from minirl.drills import solutions as plain
 from minirl.drills.bank import RIGHT, Case
 from minirl.drills.combined import merge, pairs_of, planted, tokens_of
 from minirl.drills.desk import DRILLS

@@ -9,10 +9,10 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import plain
 import pytest
 
 from minirl.drills import Interview, check, hint, keep_progress, names, progress
+from minirl.drills import solutions as plain
 from minirl.drills.command import (
     add_drill_arguments,
     add_interview_arguments,

@@ -1,7 +1,7 @@
-"""Right versions as a learner writes them on paper: no checks, a bare loss, one dtype, padding that is finite.
+"""One right version of each function, as a learner writes it on paper: no input checks, a bare loss, finite padding.
 
-They have to pass `check`. And they are what makes the proof by mutants fair: a test counts as the one that caught a wrong
-version only if the plain right version passes it, so that nothing is caught for being plain.
+They are what the solution of a notebook shows. They have to pass `check`. And they make the proof by mutants fair: a test
+counts as the one that caught a wrong version only if the right version written here passes it.
 """
 
 import math
@@ -119,7 +119,9 @@ def group_centered_advantages(rewards, group_size):
 
 
 def leave_one_out_advantages(rewards, group_size):
-    return group_centered_advantages(rewards, group_size) * group_size / (group_size - 1)
+    groups = rewards.reshape(-1, group_size)
+    others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
+    return (groups - others).flatten()
 
 
 def exponential_weights(scores, beta):
