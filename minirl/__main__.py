@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_course(commands) -> None:
     """The commands of the side rooms: what a learner or a teacher does beside training."""
     from minirl.drills import command as drills
+    from minirl.drills import versions
 
     for name, about, add_arguments, run in [
         (
@@ -100,6 +101,7 @@ def add_course(commands) -> None:
             drills.run_drill,
         ),
         ("interview", "a few drills against the clock", drills.add_interview_arguments, drills.run_interview),
+        ("notebooks", "a student's and a solution's version of the notebooks", versions.add_arguments, versions.run),
     ]:
         parser = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
         parser.add_argument("--traceback", action="store_true", help="on an error, show where it came from")
