@@ -90,10 +90,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_course(commands) -> None:
     """The commands of the side rooms: what a learner or a teacher does beside training."""
+    from minirl.cards import command as cards
+    from minirl.cards import quiz
+    from minirl.doctor import command as doctor
     from minirl.drills import command as drills
     from minirl.drills import versions
+    from minirl.drills.grading import command as grading
 
     for name, about, add_arguments, run in [
+        ("doctor", "what is probably wrong with a run, from its metrics", doctor.add_arguments, doctor.run),
         (
             "drill",
             "a function to write, and a judge that names the mistake",
@@ -101,6 +106,9 @@ def add_course(commands) -> None:
             drills.run_drill,
         ),
         ("interview", "a few drills against the clock", drills.add_interview_arguments, drills.run_interview),
+        ("quiz", "interview questions, with spaced repetition", quiz.add_arguments, quiz.run),
+        ("cards", "the interview cards for Anki, or as pages to print", cards.add_arguments, cards.run),
+        ("grade", "mark a folder of drill submissions", grading.add_arguments, grading.run),
         ("notebooks", "a student's and a solution's version of the notebooks", versions.add_arguments, versions.run),
     ]:
         parser = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")

@@ -15,13 +15,14 @@ FLOORS = [
     ["masking"],
     ["kl", "logprobs", "advantages", "rewards", "rotary"],
     ["losses", "model", "tokenizer", "checkpoint"],
-    ["generate", "layouts", "chat", "lora", "tasks", "exact"],
+    ["generate", "layouts", "chat", "lora", "ops", "tasks", "exact"],
     ["rollout", "run", "pretrained", "adapters"],
     ["train", "samples", "gguf_file"],
     ["road", "launch"],
     ["__main__"],
 ]
-SIDE = {"classic", "drills", "report", "show"}  # nothing imports a side room but the command line
+# nothing imports a side room but the command line
+SIDE = {"cards", "classic", "doctor", "drills", "kernels", "report", "show"}
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 

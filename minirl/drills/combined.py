@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from minirl.drills.bank import RIGHT, Mutant
 
 Token = tuple[int, str]
+Edit = tuple[int, int, tuple[Token, ...]]
 
 
 def pairs_of(mutants: list[Mutant]) -> Iterator[tuple[Mutant, Mutant, Callable]]:
@@ -32,18 +33,22 @@ def planted(first: Mutant, second: Mutant) -> Callable | None:
     base = RIGHT.get(first.of)
     if base is None:
         return None
-    versions = [tokens_of(version) for version in (base, first.function, second.function)]
-    merged = merge(*versions)
-    if merged is None or merged in versions:
+    merged = merged_tokens(tokens_of(base), edits_of(first), edits_of(second))
+    if merged is None:
         return None
-    source = tokenize.untokenize(merged)
     names = vars(inspect.getmodule(base)) | vars(inspect.getmodule(first.function))
     names |= vars(inspect.getmodule(second.function))
     try:
-        exec(compile(source, f"<{first.name} and {second.name}>", "exec"), names)
+        exec(compile(tokenize.untokenize(merged), f"<{first.name} and {second.name}>", "exec"), names)
     except SyntaxError:  # two edits that are sound alone and make no sense side by side
         return None
     return names["version"]
+
+
+@functools.cache
+def edits_of(mutant: Mutant) -> tuple[Edit, ...]:
+    """Where a wrong version differs from the right one: (start, end, the tokens that stand there instead)."""
+    return edits_between(tokens_of(RIGHT[mutant.of]), tokens_of(mutant.function))
 
 
 @functools.cache
@@ -58,20 +63,18 @@ def tokens_of(version: Callable) -> tuple[Token, ...]:
     return tuple((token.type, token.string) for token in tokenize.generate_tokens(text.readline))
 
 
-def merge(base: tuple[Token, ...], first: tuple[Token, ...], second: tuple[Token, ...]) -> tuple[Token, ...] | None:
+def merged_tokens(base: tuple[Token, ...], first: tuple[Edit, ...], second: tuple[Edit, ...]) -> list[Token] | None:
     """base with the edits of both, or None where they meet."""
-    edits = sorted([*_edits(base, first), *_edits(base, second)], key=lambda edit: edit[:2])
-    for (_, end, _), (start, _, _) in itertools.pairwise(edits):
-        if start < end:
+    edits = sorted([*first, *second], key=lambda edit: edit[:2])
+    for (start, end, _), (next_start, next_end, _) in itertools.pairwise(edits):
+        if next_start < end or (start, end) == (next_start, next_end):
             return None
-    if any((a[0], a[1]) == (b[0], b[1]) for a, b in itertools.pairwise(edits)):  # two insertions at one place
-        return None
     merged = list(base)
     for start, end, tokens in reversed(edits):
         merged[start:end] = tokens
-    return tuple(merged)
+    return merged
 
 
-def _edits(base: tuple[Token, ...], version: tuple[Token, ...]) -> list[tuple[int, int, tuple[Token, ...]]]:
+def edits_between(base: tuple[Token, ...], version: tuple[Token, ...]) -> tuple[Edit, ...]:
     matcher = difflib.SequenceMatcher(None, base, version, autojunk=False)
-    return [(i, j, version[k:m]) for kind, i, j, k, m in matcher.get_opcodes() if kind != "equal"]
+    return tuple((i, j, version[k:m]) for kind, i, j, k, m in matcher.get_opcodes() if kind != "equal")

@@ -98,6 +98,15 @@ def value_clipped_as_a_ratio(values, old_values, returns, mask, *, clip_eps=0.2,
     return reported(reduce(torch.maximum((values - returns) ** 2, (near - returns) ** 2) / 2, mask))
 
 
+@wrong(
+    value_clip_loss,
+    "clip_eps is in units of the values; times (1 +- clip_eps) the ends also cross where old_values is negative.",
+)
+def value_clipped_between_crossed_ends(values, old_values, returns, mask, *, clip_eps=0.2, reduce=token_mean):
+    near = values.clamp(old_values * (1 - clip_eps), old_values * (1 + clip_eps))
+    return reported(reduce(torch.maximum((values - returns) ** 2, (near - returns) ** 2) / 2, mask))
+
+
 @wrong(value_clip_loss, "Padding is averaged too: sum over the counted tokens and divide by how many they are.")
 def value_clip_over_padding(values, old_values, returns, mask, *, clip_eps=0.2, reduce=token_mean):
     near = old_values + (values - old_values).clamp(-clip_eps, clip_eps)

@@ -8,10 +8,12 @@ import textwrap
 from minirl.drills import (
     advantages,
     critic,
+    decoding,
     groups,
     grpo,
     kept,
     kl,
+    layers,
     logprobs,
     masking,
     network,
@@ -27,7 +29,7 @@ from minirl.drills.bank import Case, Drill
 from minirl.types import Tensor
 
 CHAPTERS = {  # in the order of the course
-    "Language models, and averages over their tokens": [network, text, masking, logprobs],
+    "Language models, and averages over their tokens": [network, layers, text, decoding, masking, logprobs],
     "KL, rewards and advantages": [kl, rewards, scores, advantages, groups],
     "Losses": [policy, critic, grpo, weighted, preference, pairs],
 }

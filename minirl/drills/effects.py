@@ -89,6 +89,8 @@ EFFECTS: dict[str, dict[str, str]] = {
         "noise.",
         "value_clipped_as_a_ratio": "Values near 0 have no room to move and large ones plenty: a critic that starts "
         "at 0 starts slowly.",
+        "value_clipped_between_crossed_ends": "Negative values are pinned to one end: the critic learns nothing "
+        "below zero.",
         "value_clip_over_padding": "Pads are fitted as well: the loss moves with the width of the batch and the "
         "critic learns answers more slowly.",
     },
@@ -171,6 +173,8 @@ EFFECTS: dict[str, dict[str, str]] = {
         "padding.",
         "grpo_divided_by_padding": "Dr. GRPO by accident: no length bias, but one long answer makes the whole batch's "
         "step small.",
+        "grpo_row_sums": "No length bias, as in Dr. GRPO, but a gradient that is larger by the length of the "
+        "answers: clipping acts at each step.",
     },
     "gspo_loss": {
         "product_ratio": "The ratio explodes with length: after one update nearly all long answers are clipped and "
@@ -228,8 +232,8 @@ EFFECTS: dict[str, dict[str, str]] = {
         "kl_exact_averaged": "V times too small: with 50,000 tokens the log shows 0.000 and the leash is not felt.",
         "kl_exact_unweighted": "Tokens that nobody writes decide: as a loss it makes likely tokens likelier, and the "
         "entropy falls.",
-        "kl_exact_of_logits": "The logged KL drifts and can be negative; as a loss it lowers all logits together, "
-        "which means nothing.",
+        "kl_exact_of_logits": "The logged KL drifts and can be negative; as a loss it also pulls logits down, the "
+        "likely ones most.",
         "negative_kl_exact": "The KL in the log is below zero, and as a loss each step away from the reference is a "
         "gain.",
     },

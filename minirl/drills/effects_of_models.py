@@ -17,16 +17,17 @@ MODELS: dict[str, dict[str, str]] = {
     "entropy": {
         "negative_entropy": "A bonus becomes a fine: exploration dies early, while the logged curve lies below 0.",
         "entropy_averaged": "V times too small: with a large vocabulary the log shows 0.000 and a bonus is not felt.",
-        "entropy_of_logits": "The log drifts without any change of the text; a bonus lowers all logits together "
-        "instead of levelling them.",
+        "entropy_of_logits": "The log drifts while the text stays; a bonus on it has no ceiling and pulls logits "
+        "down, the likely ones most.",
         "entropy_unweighted": "It grows as the policy gets surer, so a bonus on it makes the entropy collapse.",
-        "entropy_in_bits": "1.44 times the number: a bonus somewhat stronger, and a curve that cannot be compared.",
+        "entropy_in_bits": "A curve 1.44 times as high, which cannot be compared; a bonus on it is stronger by as "
+        "much.",
     },
     "response_slice": {
         "slice_at_the_tokens": "Each position is asked for the token it has just read: SFT's loss goes to 0 by "
         "copying, and samples repeat.",
-        "slice_one_too_early": "Logprobs are those of a wrong state: far below the sampler's, so the first ratio of "
-        "PPO is not 1.",
+        "slice_one_too_early": "Logprobs are those of a wrong state, far below those noted while sampling; SFT learns "
+        "to skip a token.",
         "slice_of_the_prompt": "Answers are judged by what was predicted inside the prompt: the score wanders and "
         "goes nowhere.",
         "prompt_kept": "Mostly a shape error at once; where a mask is made to fit, the prompt is trained as if it "
@@ -151,6 +152,11 @@ MODELS: dict[str, dict[str, str]] = {
         "is nonsense.",
         "attention_mask_upside_down": "Each token reads the answer from the future: a tiny training loss, and samples "
         "that ignore the prompt.",
+        "attention_mask_upside_down_to_infinity": "The loss is NaN at the first step, and the run stops there.",
+        "causal_mask_of_its_own": "Fine on full rows; with padding on the left, prompts are read together with pads "
+        "and samples get worse.",
+        "itself_not_seen": "Each prediction is made from one token less: the loss settles above what the same model "
+        "reaches.",
         "forbidden_scores_are_zero": "The future leaks in: the training loss is too good, and sampled text is worse "
         "than it promised.",
         "masked_after_softmax": "Early tokens get faint mixtures, and the sum leaks the future: samples are worse "

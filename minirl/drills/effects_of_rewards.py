@@ -35,6 +35,8 @@ REWARDS: dict[str, dict[str, str]] = {
         "dpo_without_log": "Half the gradient at the start, and pairs that are badly wrong are given up: accuracy "
         "rises slowly and stalls.",
         "summed_dpo": "A constant factor of N: under Adam the same run, under SGD a step that grows with the batch.",
+        "dpo_mean_first": "All pairs are pushed alike, those in order too: margins of easy pairs grow while hard "
+        "ones stay wrong.",
     },
     "robust_dpo_loss": {
         "label_smoothing_for_robust": "Flips are not undone and caution is added: at 15% flips it ended about .3 (TV) "
@@ -156,6 +158,8 @@ REWARDS: dict[str, dict[str, str]] = {
         "where they are bad.",
         "ppo_on_the_padding": "Real tokens get no gradient: ratios and clip fraction drift by shared weights alone, "
         "the score does not rise.",
+        "whitened_inside": "Nothing if the loop whitens as well; a minibatch of one sign still gets half praise, "
+        "half blame.",
     },
     "kl_shaped_rewards": {
         "kl_rewarded": "Distance is paid for: in the PPO study more than 300 nats after 30 steps, and no sentence "
@@ -170,6 +174,10 @@ REWARDS: dict[str, dict[str, str]] = {
         "score_after_the_end": "The score lands on a pad or nowhere: the KL stays at 0 and the score at its start.",
         "score_before_the_end": "The end token never hears of the score: what to write is learned, when to stop is "
         "not.",
+        "score_two_before_the_count": "Whether to stop is never learned, and a row of one token is paid in the "
+        "padding.",
+        "scores_in_every_row": "Each answer is paid for its neighbours: the reward hardly climbs, the larger the "
+        "batch the less.",
         "score_on_every_token": "Length pays: in the PPO study stories grew to 37 to 40 of 40 tokens, the proxy up, "
         "the gold far down.",
         "score_on_the_first_token": "Only the first word learns from the score; all later ones are merely held by the "
@@ -202,6 +210,8 @@ REWARDS: dict[str, dict[str, str]] = {
         "another yardstick.",
         "token_before_the_last": "Whether an answer ended never reaches its score: a policy may stop ending "
         "unpunished.",
+        "token_two_before_the_count": "As one too early, and rows of one token are scored in the padding: more noise "
+        "in the pairs.",
         "first_token_score": "It cannot tell two answers to one prompt apart: accuracy stays at one half, the loss at "
         "log 2.",
         "mean_score": "Early tokens, which saw no ending, have a say: a good end counts for little in a long answer.",
@@ -258,6 +268,10 @@ REWARDS: dict[str, dict[str, str]] = {
         "sft_unnegated": "The loss falls without end: the examples become the last thing that the model would write.",
         "sft_by_rows": "Short answers and their end tokens weigh more: slightly shorter samples, a loss that hardly "
         "differs.",
+        "sft_end_not_learned": "The loss looks right, and samples run on until they are cut off: nothing ever taught "
+        "the model to stop.",
+        "sft_softmax_twice": "The loss starts near log V as it should and hardly falls: softmax of probabilities is "
+        "almost flat.",
         "sft_summed": "A loss in the hundreds: Adam hardly notices, SGD diverges, gradient clipping acts at each step.",
     },
     "kv_cache_step": {
@@ -276,6 +290,8 @@ REWARDS: dict[str, dict[str, str]] = {
     },
     "nucleus": {
         "crossing_token_dropped": "Samples have less variety than asked for, close to greedy where one token leads.",
+        "cut_where_the_sum_passes": "Sampling stops with NaN as soon as one token holds more than top_p.",
+        "gathered_back": "Text turns to noise: probabilities belong to other tokens.",
         "nucleus_not_renormalised": "Samples are the same, as multinomial divides itself; their logprobs come out too "
         "low.",
         "tail_kept": "Samples consist of the least likely tokens: gibberish from the first word on.",

@@ -164,6 +164,16 @@ def grpo_divided_by_padding(
     return reported(terms.masked_fill(~mask, 0).mean())
 
 
+@wrong(grpo_loss, "The rows are summed, not averaged over their tokens: divide each by its own length.")
+def grpo_row_sums(
+    logprobs, old_logprobs, ref_logprobs, advantages, mask, *,
+    clip_eps=0.2, clip_eps_high=None, kl_coef=0.04, reduce=sequence_mean
+):
+    clipped = surrogate(logprobs - old_logprobs, advantages.unsqueeze(1), clip_eps, clip_eps_high)
+    terms = clipped + _penalty(kl_k3, logprobs, ref_logprobs, kl_coef)
+    return reported(terms.masked_fill(~mask, 0).sum(1).mean())
+
+
 # fmt: on
 
 # GSPO

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from minirl.drills import kept
 from minirl.drills.answers import Answer, agree, answer, first_difference, same
 from minirl.drills.bank import BANK, Drill, Mutant
-from minirl.drills.causes import factor_between, probable_causes
+from minirl.drills.causes import probable_causes
 from minirl.drills.combined import pairs_of
 from minirl.drills.desk import find, shown, shown_apart
+from minirl.drills.numbers_off import factor_between
 from minirl.drills.performance import Performance, perform, undisturbed
 from minirl.drills.probes import remarks
 from minirl.types import Tensor
@@ -81,7 +82,8 @@ def _judged(name: str, drill: Drill, performance: Performance) -> Result:
             lines = [f"{name}: two mistakes at once.", f"1. {first.sentence}", f"2. {second.sentence}"]
             return Result("mistake", f"{first.name} + {second.name}", "\n".join(lines))
     lines = _counterexample(drill, difference, expected[difference], performance.answers[difference])
-    causes = probable_causes(drill, expected, performance) + _mistake_and_factor(drill, mutants, performance)
+    causes = probable_causes(drill, expected, performance)
+    causes += _mistake_and_factor(drill, mutants, expected, performance)
     return Result("wrong", None, "\n".join([*lines, *causes]))
 
 
@@ -94,12 +96,14 @@ def _did(drill: Drill, function: Callable, performance: Performance) -> bool:
         return False
 
 
-def _mistake_and_factor(drill: Drill, mutants: list[Mutant], performance: Performance) -> list[str]:
+def _mistake_and_factor(
+    drill: Drill, mutants: list[Mutant], expected: list[Answer], performance: Performance
+) -> list[str]:
     """A known mistake, and a constant that is another."""
     for mutant in mutants:
         wrong = [answer(drill, mutant.function, case) for case in drill.cases]
         factor = factor_between(wrong, performance.answers)
-        if factor is not None:
+        if factor is not None and factor_between(expected, performance.answers) is None:
             return [f"It is {factor} what this mistake gives: {mutant.sentence}"]
     return []
 

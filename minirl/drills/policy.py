@@ -4,7 +4,7 @@ import torch
 
 from minirl.drills.bank import Drill, logprobs_like, masked_cases, numbers, reported, right, wrong
 from minirl.losses.policy import ppo_clip_loss, reinforce_loss
-from minirl.masking import sequence_mean, token_mean
+from minirl.masking import masked_whiten, sequence_mean, token_mean
 
 # REINFORCE
 
@@ -182,6 +182,17 @@ def ppo_on_the_padding(
     ratio = (logprobs - old_logprobs).exp()
     held = ratio.clamp(1 - clip_eps, 1 + (clip_eps_high or clip_eps))
     return reported(-torch.minimum(ratio * advantages, held * advantages)[~mask].sum() / mask.sum())
+
+
+@wrong(
+    ppo_clip_loss,
+    "The advantages are whitened inside: the loss takes them as they come, the loop whitens once a batch.",
+)
+def whitened_inside(logprobs, old_logprobs, advantages, mask, *, clip_eps=0.2, clip_eps_high=None, reduce=token_mean):
+    ratio = (logprobs - old_logprobs).exp()
+    held = ratio.clamp(1 - clip_eps, 1 + (clip_eps_high or clip_eps))
+    advantages = masked_whiten(advantages, mask)
+    return reported(reduce(-torch.minimum(ratio * advantages, held * advantages), mask))
 
 
 # The drills

@@ -92,7 +92,10 @@ def dpo_without_reference(chosen, rejected, ref_chosen, ref_rejected, *, beta=0.
     return reported(_smoothed(beta * (chosen - rejected), label_smoothing))
 
 
-@wrong(dpo_loss, "The reference has the wrong sign: (chosen - ref_chosen) - (rejected - ref_rejected).")
+@wrong(
+    dpo_loss,
+    "The reference has the wrong sign, or stands with the other answer: (chosen - ref_chosen) - (rejected - ref_rejected).",
+)
 def reference_added(chosen, rejected, ref_chosen, ref_rejected, *, beta=0.1, label_smoothing=0.0):
     h = (chosen + ref_chosen) - (rejected + ref_rejected)
     return reported(_smoothed(beta * h, label_smoothing))
@@ -132,6 +135,12 @@ def dpo_without_log(chosen, rejected, ref_chosen, ref_rejected, *, beta=0.1, lab
 def summed_dpo(chosen, rejected, ref_chosen, ref_rejected, *, beta=0.1, label_smoothing=0.0):
     h = (chosen - ref_chosen) - (rejected - ref_rejected)
     return reported(len(h) * _smoothed(beta * h, label_smoothing))
+
+
+@wrong(dpo_loss, "The mean is taken before the sigmoid: each pair has its own -log sigmoid, and then the mean.")
+def dpo_mean_first(chosen, rejected, ref_chosen, ref_rejected, *, beta=0.1, label_smoothing=0.0):
+    h = (chosen - ref_chosen) - (rejected - ref_rejected)
+    return reported(_smoothed(beta * h.mean(), label_smoothing))
 
 
 # Robust DPO
@@ -194,7 +203,7 @@ SIZES = [1, 2, 3, 5]
 
 
 def scored_pairs(seed: int, n: int) -> dict:
-    return {"chosen": numbers(seed, n), "rejected": numbers(seed + 1, n)}
+    return {"chosen": numbers(seed, n), "rejected": numbers(seed + 4, n)}  # no pair on the kink of a hinge
 
 
 def likely_pairs(seed: int, n: int) -> dict:

@@ -29,6 +29,8 @@ def probes(drill: Drill) -> list[Probe]:
     found.append(Probe("again", drill, case))
     if case.mask is not None:
         found.append(Probe("other padding", drill, _with_padding_of(1.7, case)))
+    if "group_size" not in case.inputs:
+        found.append(Probe("another last row", drill, _with_another_last_row(case)))
     return found + [
         Probe(f"another {name}", drill, _with_another(name, case)) for name in _numbers_of(case)
     ]  # does the answer move?
@@ -137,3 +139,18 @@ def _with_another(name: str, case: Case) -> Case:
     x = case.inputs[name]
     moved = x + 0.05 * (torch.arange(x.numel(), dtype=x.dtype, device=x.device).view(x.shape) % 3 - 1)
     return Case(case.inputs | {name: moved}, case.knobs)
+
+
+def _with_another_last_row(case: Case) -> Case:
+    """The last row of every table moved a little, where the tables have as many rows as the first."""
+    tensors = [x for x in case.inputs.values() if isinstance(x, Tensor) and x.dim() > 0]
+    rows = len(tensors[0]) if tensors else 0
+
+    def moved(x):
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or not len(x) == rows > 1:
+            return x
+        steps = torch.arange(x.numel(), dtype=x.dtype, device=x.device).view(x.shape) % 3 - 0.5
+        last = torch.arange(rows, device=x.device).view(-1, *[1] * (x.dim() - 1)) == rows - 1
+        return x + 0.1 * last * steps
+
+    return Case({name: moved(x) for name, x in case.inputs.items()}, case.knobs)

@@ -76,6 +76,26 @@ def score_before_the_end(scores, kl, mask, *, kl_coef):
 
 @wrong(
     kl_shaped_rewards,
+    "One too early, and counted from the right in a row of one token: the last counted token is mask.sum(1) - 1.",
+)
+def score_two_before_the_count(scores, kl, mask, *, kl_coef):
+    rewards = -kl_coef * kl * mask
+    rewards[torch.arange(len(rewards)), mask.sum(1) - 2] += scores
+    return rewards
+
+
+@wrong(
+    kl_shaped_rewards,
+    "Every row gets every score: rewards[:, index] picks columns. rewards[torch.arange(B), index] picks one entry a row.",
+)
+def scores_in_every_row(scores, kl, mask, *, kl_coef):
+    rewards = -kl_coef * kl * mask
+    rewards[:, mask.sum(1) - 1] += scores
+    return rewards
+
+
+@wrong(
+    kl_shaped_rewards,
     "The score is paid on every token: a longer answer would earn it more often. Pay it once, at the end.",
 )
 def score_on_every_token(scores, kl, mask, *, kl_coef):

@@ -33,6 +33,14 @@ def token_before_the_last(scores, mask):
     return scores[torch.arange(len(scores)), index]
 
 
+@wrong(
+    last_token,
+    "One too early, and in a row of one token from the right end: the last counted token is mask.sum(1) - 1.",
+)
+def token_two_before_the_count(scores, mask):
+    return scores[torch.arange(len(scores)), mask.sum(1) - 2]
+
+
 @wrong(last_token, "This is the first token's score: it has not seen the answer.")
 def first_token_score(scores, mask):
     return scores[:, 0]

@@ -46,7 +46,7 @@ def beta_forgotten_and_margin(chosen, rejected, ref_chosen, ref_rejected, beta):
 
 def in_place(rewards, mask, gamma):
     for t in reversed(range(rewards.shape[1] - 1)):
-        rewards[:, t] += gamma**2 * rewards[:, t + 1] * mask[:, t + 1]
+        rewards[:, t] += gamma * (rewards[:, t + 1] * mask[:, t + 1]).abs()
     return rewards * mask
 
 
@@ -87,7 +87,7 @@ UNKNOWN = {
     "sorted": ("exponential_weights", of("exponential_weights", lambda x: x.sort().values), "in another order"),
     "random": ("token_mean", other_each_time, "other numbers each time"),
     "padding": ("last_token", looks_at_padding, "padding"),
-    "unused": ("dpo_loss", beta_forgotten_and_margin, "does not depend on beta"),
+    "unused": ("dpo_loss", beta_forgotten_and_margin, "changes of beta do not move"),
     "in place": ("discounted_returns", in_place, "rewards in place"),
     "last": ("discounted_returns", stops_one_before_the_end, "wrong only on the last counted token"),
     "part detached": ("value_loss", half_through_detach, "0.3 times the right one everywhere"),

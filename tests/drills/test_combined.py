@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from minirl.drills import check, names
 from minirl.drills import solutions as plain
 from minirl.drills.bank import RIGHT, Case
-from minirl.drills.combined import merge, pairs_of, planted, tokens_of
+from minirl.drills.combined import edits_between, merged_tokens, pairs_of, planted, tokens_of
 from minirl.drills.desk import DRILLS
 from minirl.drills.judge import mutants_of
 
@@ -116,6 +116,11 @@ def test_three_mistakes_are_beyond_it():
 
 def tokens(text):
     return tuple((1, word) for word in text.split())
+
+
+def merge(base, *versions):
+    merged = merged_tokens(base, *(edits_between(base, version) for version in versions))
+    return None if merged is None else tuple(merged)
 
 
 def test_merge_by_hand():

@@ -2,18 +2,17 @@
 
 import csv
 import json
-import os
 import socket
 import subprocess
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-import plain
 import pytest
 import torch
 
 from minirl.drills import BANK, check, names
+from minirl.drills import solutions as plain
 from minirl.drills.grading import command
 from minirl.drills.grading.grade import Marks, Verdict, check_sizes, grade
 from minirl.drills.grading.report import page, summary, write_grades
@@ -48,7 +47,7 @@ PRANKS = {
     ),
     "multiplies": (
         {"kl_k1": "ok", "kl_k2": "error", "kl_k3": "error"},
-        ["line 14: os.fork()", "can't start new thread", "left a thread running"],
+        ["line 14: if os.fork() == 0:", "can't start new thread", "left a thread running"],
     ),
     "talks": ({"kl_k1": "ok", "kl_k2": "timeout", "kl_k3": "timeout"}, ["B, cut", "printed ", "printed first"]),
     "turns_knobs": (
@@ -66,7 +65,7 @@ PRANKS = {
     "forges": ({"kl_k1": "ok", "kl_k2": "error", "kl_k3": "crash"}, ["could not be read", "flood of data"]),
     "destroys": (
         {"kl_k1": "ok", "kl_k2": "error", "kl_k3": "error", "entropy": "error"},
-        ["no network while a submission is graded", "line 24: _socket.socket(", "EOFError"],
+        ["no network while a submission is graded", "line 21: _socket.socket(", "EOFError"],
     ),
     "throws": (
         {"kl_k1": "ok", "kl_k2": "error", "kl_k3": "error", "entropy": "error", "token_mean": "ok"},
@@ -92,6 +91,9 @@ def sandbox():
     if sys.platform != "linux":
         pytest.skip("elsewhere each process imports torch anew, which takes too long here")
     with Sandbox(memory=500_000_000) as sandbox:
+        sandbox.start().end()
+        if "no new ones" not in sandbox.held["processes"]:
+            pytest.skip("system calls cannot be filtered here, and the pranks would be in earnest")
         yield sandbox
 
 
@@ -143,11 +145,13 @@ def test_the_library_itself_may_help(graded):
     source = "from minirl.masking import token_mean\nfrom minirl.kl import kl_k1, AdaptiveKL as Known\n"
     source += "def value_loss(values, returns, mask):\n    return token_mean(0.5 * (values - returns) ** 2, mask)\n"
     source += "class AdaptiveKL(Known):\n    pass\n"
-    assert status_of(graded(source, "value_loss", "token_mean", "kl_k1", "AdaptiveKL")) == {
+    source += "from minirl import kl\ndef kl_k2(*policies):\n    return -kl.kl_k2(*policies)\n"
+    assert status_of(graded(source, "value_loss", "token_mean", "kl_k1", "AdaptiveKL", "kl_k2")) == {
         "value_loss": "ok",
         "token_mean": "todo",
         "kl_k1": "todo",
         "AdaptiveKL": "library",
+        "kl_k2": "mistake",
     }
 
 
@@ -218,6 +222,20 @@ def test_the_grader_is_what_it_was(folder):
     assert (HERE / "good.py").exists() and Path.cwd().exists()
 
 
+def test_what_all_code_shares_is_put_back(graded):
+    source = "import torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_num_threads(2)\n"
+    source += "def kl_k1(*_):\n    raise ValueError(f'{torch.get_default_dtype()} {torch.get_num_threads()}')\n"
+    assert "torch.float32 1" in graded(source, "kl_k1").verdicts[0].message
+
+
+def test_what_a_drill_replaced_is_whole_again_in_the_next(graded):
+    source = "import torch\n" + RIGHT.replace("    return", "    torch.exp = None\n    return")
+    source += "def kl_k3(logprobs, ref_logprobs):\n    d = ref_logprobs - logprobs\n    return torch.exp(d) - 1 - d\n"
+    marks = graded(source, "kl_k1", "kl_k3")
+    assert status_of(marks) == {"kl_k1": "ok", "kl_k3": "ok"}
+    assert marks.verdicts[0].notes == ("it replaced torch.exp",)
+
+
 def test_output_without_end_is_kept_to_a_page(folder):
     assert len(folder["talks"].head) <= 1000 and len(page(folder["talks"])) < 10_000
 
@@ -256,22 +274,21 @@ def test_files_outside_are_read_only(graded, sandbox, tmp_path):
     source += f"def kl_k2(*_):\n    open({str(kept)!r}, 'w')\n"
     source += "def kl_k3(*_):\n    open('here.txt', 'w').write('x')\n    raise ValueError(os.listdir('.'))\n"
     source += "def entropy(*_):\n    open('large', 'wb').write(bytes(20_000_000))\n"
-    marks = graded(
-        "" if "read-only" not in sandbox.held.get("files", "") else source, "kl_k1", "kl_k2", "kl_k3", "entropy"
-    )
     if "read-only" not in sandbox.held["files"]:
         pytest.skip("user namespaces are not permitted here")
+    marks = graded(source, "kl_k1", "kl_k2", "kl_k3", "entropy")
     assert kept.read_text() == "kept"
     said = [mark.message for mark in marks.verdicts]
     assert "Read-only" in said[0] and "Read-only" in said[1] and "ValueError: ['here.txt']" in said[2]
     assert "File too large" in said[3]
 
 
-def test_secrets_of_the_environment_are_not_handed_on(graded, monkeypatch):
+def test_secrets_of_the_environment_are_not_handed_on(graded, sandbox, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "sesame")
-    source = "import os\nprint(sorted(os.environ), os.environ['HOME'])\n"
-    head = graded(source, "kl_k1").head
-    assert "PYTHONPATH" in head and "SECRET_TOKEN" not in head and os.environ["HOME"] + "\n" not in head
+    handed_on = sandbox._environment()
+    assert "PATH" in handed_on and "SECRET_TOKEN" not in handed_on and str(Path.home()) not in handed_on["HOME"]
+    said = graded("import os\nprint(*sorted(os.environ), os.path.expanduser('~'))\n", "kl_k1").head.split()
+    assert set(said[:-1]) <= handed_on.keys() | {"LC_CTYPE"} and said[-1].startswith(str(sandbox.folder))
 
 
 def test_without_namespaces_the_rest_holds(graded, sandbox, monkeypatch):
