@@ -146,6 +146,7 @@ def add_loop(parser: argparse.ArgumentParser, loop) -> None:
     parser.add_argument(
         "--recompute", action="store_true", help="less memory, a third more time: activation checkpointing"
     )
+    parser.add_argument("--ops", default="torch", help="torch, or triton: our kernels for an NVIDIA GPU (torch)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--checkpoint-every", type=int, default=10, metavar="STEPS", help="(10)")
     if "temperature" in {field.name for field in fields(loop.config)}:
@@ -206,10 +207,28 @@ def run_train(args) -> int:
         lora=args.lora,
         dtype=args.dtype,
         recompute=args.recompute,
+        ops=find_ops(args.ops, args.device),
         knobs={name: value for name, value in given.items() if value is not None},
     )
     print(f"Model: {final}\nMetrics: {args.out / 'metrics.jsonl'}\nReport: {report_on(args.out, args.words)}")
     return 0
+
+
+def find_ops(name: str, device: str):
+    """The table of that name, if it can be used on this device."""
+    from minirl.ops import TORCH
+
+    if name not in ("torch", "triton"):
+        raise ValueError(f"--ops: wanted torch or triton, got {name!r}")
+    if name == "torch":
+        return TORCH
+    try:
+        from minirl.kernels import TRITON, check_machine
+
+        check_machine(device)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"--ops triton: {error}") from None
+    return TRITON
 
 
 def report_on(out: Path, words: list[str]) -> Path:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from minirl.model import KVCache, PolicyWithValue, Transformer, check_size
-from minirl.types import Float, Int, Rollout, Tensor, check_knob, upcast
+from minirl.model import KVCache, PolicyWithValue, Transformer
+from minirl.types import Float, Int, Rollout, Tensor, check_knob, check_size, upcast
 
 Choose = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (logits (B, V), step) -> (tokens (B,), logprobs (B,))
 
@@ -108,7 +108,8 @@ def _respond(
     with torch.inference_mode():
         cache = KVCache(policy.config, len(prompts), prompt.shape[1] + max_new_tokens, weight.device, weight.dtype)
         logits = policy.head(policy.hidden(prompt, starts=starts, cache=cache)[:, -1])
-        cache, logits = cache.repeat(group_size), logits.repeat_interleave(group_size, 0)
+        if group_size > 1:
+            cache, logits = cache.repeat(group_size), logits.repeat_interleave(group_size, 0)
         padding = starts.repeat_interleave(group_size) if len(set(map(len, prompts))) > 1 else None
         running = torch.ones(len(logits), dtype=torch.bool, device=weight.device)
         for step in range(max_new_tokens):

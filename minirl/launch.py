@@ -17,6 +17,7 @@ import torch
 from minirl.adapters import save_adapter
 from minirl.lora import adapted, add_lora, base_of, merged
 from minirl.model import PolicyWithValue, RewardModel, Transformer, summed
+from minirl.ops import TORCH, Ops
 from minirl.pretrained import load_pretrained, load_reward_model, save_pretrained
 from minirl.rollout import Rule, Scorer, join, model_scorer, preference_pairs, roll_out, rule_scorer
 from minirl.run import Run
@@ -231,6 +232,7 @@ def train(
     lora: int | None = None,
     dtype: str = "fp32",
     recompute: bool = False,
+    ops: Ops = TORCH,
 ) -> Path:
     """Run one loop and write OUT; returns the folder of the trained model, and with LoRA writes OUT/adapter as well."""
     loop = LOOPS[name]
@@ -240,7 +242,7 @@ def train(
     if lora is not None:
         torch.manual_seed(seed)
         add_lora(start, rank=lora)
-    start.recompute = recompute
+    start.recompute, start.ops = recompute, ops
     job = Job(module, start, tokenizer, reward, seed, device, max_new_tokens, sampled_pairs)
     config = settings.get(loop.settings, loop.config())
     if loop.settings not in settings and "max_new_tokens" in {f.name for f in fields(config)}:

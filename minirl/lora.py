@@ -121,6 +121,7 @@ def is_correction(name: str) -> bool:
 
 
 def _filled(empty: Transformer, tensors: dict[str, Tensor], like: Transformer) -> Transformer:
+    empty.ops = like.ops
     empty.load_state_dict(tensors, strict=False, assign=True)
     if empty.config.tied:
         empty.head.weight = empty.embed.weight

@@ -6,8 +6,7 @@ no biases). Qwen2 adds `qkv_bias`, Qwen3 adds `qk_norm`, Llama 3.1 a `rope_scali
     TransformerConfig(vocab_size=50257, width=768, layers=12, heads=12, ffn=3072, max_length=1024, norm="layernorm",
                       positions="learned", activation="gelu", bias=True, tied=True)
 
-There is no dropout anywhere: the ratio of new to old probabilities must be exactly 1 before the first update, and dropout
-would make it noise.
+There is no dropout: before the first update the ratio of new to old probabilities must be exactly 1, and not noise.
 """
 
 import math
@@ -22,8 +21,21 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from minirl.masking import blank
-from minirl.rotary import RopeScaling, rope_frequencies
-from minirl.types import Bool, Float, Int, Tensor, check_dims, check_knob, check_mask, check_rows, looks_at_values
+from minirl.ops import TORCH, Ops
+from minirl.rotary import RopeScaling, turns
+from minirl.rotary import rotate as rotate  # where a reader looks for it
+from minirl.types import (
+    Bool,
+    Float,
+    Int,
+    Tensor,
+    check_dims,
+    check_knob,
+    check_mask,
+    check_rows,
+    check_size,
+    looks_at_values,
+)
 
 Pool = Callable[[Tensor, Tensor], Tensor]  # (scores (B, T), mask (B, T)) -> (B,)
 
@@ -77,11 +89,6 @@ class TransformerConfig:
             raise ValueError(f"rope_scaling: wanted a RopeScaling, with rotary positions, got {self.rope_scaling!r}")
 
 
-def check_size(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: wanted a whole number of at least 1, got {value!r}")
-
-
 class KVCache:
     """Keys and values of the positions seen so far, in tensors that are as long as they will ever be.
 
@@ -105,29 +112,19 @@ class KVCache:
         return keys, values
 
     def repeat(self, n: int) -> "KVCache":
-        """Each row n times, consecutively: the prompt is read once and continued n times."""
-        other = object.__new__(KVCache)
-        other.keys, other.values = (x.repeat_interleave(n, dim=1) for x in (self.keys, self.values))
-        other.length = self.length
+        """Each row n times, consecutively: the prompt is read once and continued n times. Room is not copied."""
+        layers, rows, *rest = self.keys.shape
+        other, end = object.__new__(KVCache), self.length
+        other.keys, other.values = (self.keys.new_empty(layers, n * rows, *rest) for _ in range(2))
+        other.keys[..., :end, :] = self.keys[..., :end, :].repeat_interleave(n, dim=1)
+        other.values[..., :end, :] = self.values[..., :end, :].repeat_interleave(n, dim=1)
+        other.length = end
         return other
 
 
 def rope_table(config: TransformerConfig) -> Float[Tensor, "2 L E"]:
-    """cos and signed sin of the angle of every position and channel of a head (RoFormer, Su et al. 2021, section 3.4.2).
-
-    Channel i is paired with channel i + head_dim/2 and turns by position * base^(-2i/head_dim), slowed by rope_scaling:
-    the half-rotation layout of Hugging Face's weights. (The paper and Meta's weights pair neighbours 2i and 2i + 1.)
-    """
-    frequencies = rope_frequencies(config.head_dim, config.rope_base, config.rope_scaling)
-    angles = torch.outer(torch.arange(config.max_length, device="cpu").double(), frequencies)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).float()
-
-
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of each head; the minus is already in the sines."""
-    cos, sin = rope
-    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+    """cos and signed sin of the angle of every position and channel of a head: see `minirl.rotary.turns`."""
+    return turns(config.head_dim, config.max_length, config.rope_base, config.rope_scaling)
 
 
 def naive_attention(
@@ -155,6 +152,10 @@ def attention_mask(past: int, length: int, starts: Tensor | None, device) -> Boo
     return mask
 
 
+def normed(layer: nn.Module, x: Tensor, ops: Ops) -> Tensor:
+    return ops.rms_norm(x, layer.weight, eps=layer.eps) if isinstance(layer, nn.RMSNorm) else layer(x)
+
+
 class Attention(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
@@ -167,16 +168,16 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.key_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None):
+    def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None, ops: Ops = TORCH):
         B, S, _ = x.shape
         q, k, v = (
             project(x).view(B, S, -1, self.config.head_dim).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )
         if self.query_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+            q, k = normed(self.query_norm, q, ops), normed(self.key_norm, k, ops)
         if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+            q, k = ops.rotate(q, rope), ops.rotate(k, rope)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         if q.shape[1] != k.shape[1]:
@@ -192,10 +193,10 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(config.width, config.ffn, config.bias)
         self.down = nn.Linear(config.ffn, config.width, config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ops: Ops = TORCH) -> Tensor:
         if self.gate is None:
             return self.down(F.gelu(self.up(x), approximate="tanh"))
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(ops.swiglu(self.gate(x), self.up(x)))
 
 
 class Block(nn.Module):
@@ -205,9 +206,9 @@ class Block(nn.Module):
         self.attention_norm, self.attention = norm(config.width, eps=config.norm_eps), Attention(config, layer)
         self.ffn_norm, self.ffn = norm(config.width, eps=config.norm_eps), FeedForward(config)
 
-    def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None):
-        x = x + self.attention(self.attention_norm(x), rope, mask, cache)
-        return x + self.ffn(self.ffn_norm(x))
+    def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None, ops: Ops = TORCH):
+        x = x + self.attention(normed(self.attention_norm, x, ops), rope, mask, cache, ops)
+        return x + self.ffn(normed(self.ffn_norm, x, ops), ops)
 
 
 class Transformer(nn.Module):
@@ -223,6 +224,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False  # True: a block's insides are computed again for the gradient, and not kept until then
+        self.ops = TORCH  # what it computes with: the table of minirl.ops, or minirl.kernels.TRITON
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.max_length, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
@@ -278,10 +280,10 @@ class Transformer(nn.Module):
         again = cache is None and self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
             run = partial(checkpoint, block, use_reentrant=False) if again else block
-            x = run(x, rope, mask, cache)
+            x = run(x, rope, mask, cache, self.ops)
         if cache is not None:
             cache.length += tokens.shape[1]
-        return self.norm(x)
+        return normed(self.norm, x, self.ops)
 
     def _checked(self, tokens: Tensor, starts: Tensor | None, cache: KVCache | None) -> Tensor | None:
         """Raises on bad input; gives starts back, as None where it is known that there is no padding."""

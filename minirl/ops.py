@@ -19,7 +19,7 @@ from minirl.logprobs import entropy, sequence_logprobs, token_logprobs
 from minirl.losses.policy import grpo_loss, ppo_clip_loss
 from minirl.losses.preference import dpo_loss
 from minirl.masking import masked_mean, sequence_mean, token_mean
-from minirl.model import rotate
+from minirl.rotary import rotate
 from minirl.types import Bool, Float, Int, Reducer, Stats, Tensor, check_dims, check_knob, check_shapes
 
 LOGITS_AT_ONCE = 2**25  # numbers; more are computed in chunks and, for the gradient, a second time

@@ -10,11 +10,10 @@ from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 from minirl.generate import generate
 from minirl.kl import kl_exact
-from minirl.logprobs import entropy, response_slice, token_logprobs
+from minirl.logprobs import entropy, response_slice
 from minirl.masking import blank, masked_mean
 from minirl.model import PolicyWithValue, RewardModel, Transformer
 from minirl.tokenizer import Tokenizer
@@ -131,9 +130,6 @@ def ensemble_scorer(scorers: list[Scorer], *, caution: float = 1.0) -> Scorer:
     return score
 
 
-LOGITS_AT_ONCE = 2**25  # numbers; more are computed in chunks and, for the gradient, a second time
-
-
 def response_logits(
     model: Transformer,
     tokens: Int[Tensor, "B S"],
@@ -161,7 +157,7 @@ def response_logprobs(
 
     A table of all logits, (B, T, V), would be the largest tensor of a run: 8 responses of 1,024 tokens over a vocabulary of
     128,256 are 4 GB in float32, and as much again for each function on the way of the gradient. It is never held: see
-    `logprobs_of_hidden`.
+    `minirl.ops.hidden_logprobs`.
     """
     hidden = response_slice(model.hidden(tokens, starts=starts), length)
     return logprobs_of_hidden(
@@ -198,27 +194,10 @@ def logprobs_of_hidden(
     temperature: float = 1.0,
     entropy_gradient: bool = False,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-    """(logprobs, entropies) from what the head reads, with at most LOGITS_AT_ONCE logits in memory.
-
-    A chunk of positions goes through the head, becomes two numbers a position, and is forgotten; the backward pass
-    computes its logits once more, which makes the head, and nothing else, a third dearer.
-    """
-    check_knob("temperature", temperature, 0, open_low=True)
-
-    def two_numbers(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model.head(hidden) / temperature
-        return token_logprobs(logits, tokens), entropy(logits if entropy_gradient else logits.detach())
-
-    rows, length = tokens.shape
-    at_once = LOGITS_AT_ONCE // (rows * model.config.vocab_size)
-    if length <= at_once:
-        return two_numbers(hidden, tokens)
-    parts = [
-        checkpoint(two_numbers, *chunk, use_reentrant=False)
-        for chunk in zip(hidden.split(max(at_once, 1), 1), tokens.split(max(at_once, 1), 1), strict=True)
-    ]
-    logprobs, entropies = (torch.cat(side, 1) for side in zip(*parts, strict=True))
-    return logprobs, entropies
+    """(logprobs, entropies) from what the head reads, by the model's own table of operations: see `minirl.ops`."""
+    return model.ops.hidden_logprobs(
+        hidden, model.head.weight, tokens, temperature=temperature, entropy_gradient=entropy_gradient
+    )
 
 
 def lay_out(

@@ -50,3 +50,20 @@ def rope_frequencies(head_dim: int, base: float, scaling: RopeScaling | None) ->
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def turns(head_dim: int, length: int, base: float, scaling: RopeScaling | None) -> Float[Tensor, "2 L E"]:
+    """cos and signed sin of the angle of every position and channel of a head (RoFormer, Su et al. 2021, section 3.4.2).
+
+    Channel i is paired with channel i + head_dim/2 and turns by position * base^(-2i/head_dim), slowed by the scaling:
+    the half-rotation layout of Hugging Face's weights. (The paper and Meta's weights pair neighbours 2i and 2i + 1.)
+    """
+    angles = torch.outer(torch.arange(length, device="cpu").double(), rope_frequencies(head_dim, base, scaling))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).float()
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of each head; the minus is already in the sines."""
+    cos, sin = rope
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin

@@ -119,6 +119,11 @@ def looks_at_values(x: Tensor) -> bool:
     return x.device.type == "cpu" or _strict
 
 
+def check_size(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: wanted a whole number of at least 1, got {value!r}")
+
+
 def check_shapes(**tensors: Tensor) -> None:
     """All tensors have the shape of the first. Nothing in the library broadcasts silently."""
     (first, expected), *others = tensors.items()

@@ -109,6 +109,8 @@ def test_same_seed_same_bytes(tmp_path):
             "top_p: training wants 1.0, got 0.9. A nucleus gives every other token probability 0",
         ),
         (["ppo", "--threads", "0"], "--threads: wanted at least 1, got 0"),
+        (["ppo", "--ops", "cuda"], "--ops: wanted torch or triton, got 'cuda'"),
+        (["grpo", "--ops", "triton"], "--ops"),  # no Triton, or no GPU: both say what to do
     ],
 )
 def test_bad_input_is_one_line_that_names_it(tmp_path, capsys, unhooked, arguments, says):

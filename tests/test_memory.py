@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minirl import rollout as rollout_module
+from minirl import ops as ops_module
 from minirl.masking import fixed_length_mean, sequence_mean, token_mean
 from minirl.model import PolicyWithValue, Transformer, TransformerConfig
 from minirl.rollout import preference_pairs, response_logprobs, roll_out, rule_scorer
@@ -224,8 +224,13 @@ def test_chunks_change_neither_numbers_nor_gradients(model, monkeypatch, at_once
     rollout = sampled(model)
     whole = losses_and_gradients(model, rollout)
     largest = []
-    model.head.register_forward_hook(lambda module, given, logits: largest.append(logits.numel()))
-    monkeypatch.setattr(rollout_module, "LOGITS_AT_ONCE", at_once)
+    from_logits = ops_module.token_logprobs
+    monkeypatch.setattr(
+        ops_module,
+        "token_logprobs",
+        lambda logits, tokens: largest.append(logits.numel()) or from_logits(logits, tokens),
+    )
+    monkeypatch.setattr(ops_module, "LOGITS_AT_ONCE", at_once)
     parts = losses_and_gradients(model, rollout)
     assert all(torch.allclose(x, y, rtol=1e-9) for x, y in zip(whole, parts, strict=True))
     one_position = len(rollout) * TOKENIZER.vocab_size
@@ -275,6 +280,6 @@ def test_recomputing_samples_the_same(model):
 def test_everything_at_once_trains_the_same(model, monkeypatch):
     plain, _ = grpo_step(model, None, critic_free.GRPO)
     model.recompute = True
-    monkeypatch.setattr(rollout_module, "LOGITS_AT_ONCE", 300)
+    monkeypatch.setattr(ops_module, "LOGITS_AT_ONCE", 300)
     saving, _ = grpo_step(model, 5, critic_free.GRPO)
     assert_close(plain, saving)

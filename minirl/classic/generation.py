@@ -5,8 +5,8 @@ import torch
 from minirl.classic.notes import Notes
 from minirl.generate import _respond as respond
 from minirl.generate import inverse_cdf, nucleus
-from minirl.model import Transformer, check_size
-from minirl.types import Int, Tensor, check_knob, upcast
+from minirl.model import Transformer
+from minirl.types import Int, Tensor, check_knob, check_size, upcast
 
 HARMLESS = ("use_cache", "output_scores", "output_attentions", "output_hidden_states", "token_type_ids")
 WITHOUT = {"num_beams": (1,), "return_dict_in_generate": (False,), "repetition_penalty": (1,), "penalty_alpha": (0,)}

@@ -20,8 +20,7 @@ from dataclasses import replace
 import torch
 
 from minirl.masking import blank
-from minirl.model import check_size
-from minirl.types import Bool, Int, PreferenceBatch, Reducer, Rollout, Stats, Tensor
+from minirl.types import Bool, Int, PreferenceBatch, Reducer, Rollout, Stats, Tensor, check_size
 
 
 def check_micro_batch(size: int | None) -> None:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from minirl.advantages import gae
 from minirl.kl import AdaptiveKL, kl_k1
 from minirl.losses.policy import ppo_clip_loss, value_clip_loss
 from minirl.masking import blank, masked_mean, masked_whiten, token_mean
@@ -126,7 +125,7 @@ def improve(
     rewards = kl_shaped_rewards(scores, kl, mask, kl_coef=kl_coef)
 
     # 3. advantages: which tokens did better than the critic expected
-    advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
+    advantages, returns = model.policy.ops.gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
     whitened = masked_whiten(advantages, mask)
 
     # 4. update: a few epochs of minibatches on these responses
