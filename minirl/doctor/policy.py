@@ -163,13 +163,14 @@ def entropy_collapse(log: Log) -> Diagnosis | None:
 def temperature_mismatch(log: Log) -> Diagnosis | None:
     approx, ratio, kl, clip = log["approx_kl"], log["ratio_mean"], log["kl"], log["clip_fraction"]
     gap, length, start = log["sampling_gap"], log["length_mean"], log.first_step <= 1
+    ratio_off = bool(start and ratio) and abs(ratio.first - 1) > OFF and abs(ratio.median - 1) > OFF / 2
     if gap and gap.median > SAMPLER_GAP:
         confidence, why = 0.8, f"sampler and trainer differ by {short(gap.median)} nats a token in the median"
     elif start and len(approx) > 2 and min(approx.values[:3]) > MISMATCH:
         # where the KL of step 1 is 0, sampler and reference agree, and it is the updates that go too far
-        confidence = 0.5 if kl and abs(kl.first) < STILL else 0.85
+        confidence = 0.5 if kl and abs(kl.first) < STILL and not ratio_off else 0.85
         why = f"approx_kl is {short(approx.first)} at step {approx.steps[0]} already"
-    elif start and ratio and abs(ratio.first - 1) > OFF and abs(ratio.median - 1) > OFF / 2:
+    elif ratio_off:
         confidence, why = 0.75, f"ratio_mean is {short(ratio.first)} at step {ratio.steps[0]} already"
     elif len(ratio) > 2 and min(abs(x - 1) for x in ratio.values) > 2 * OFF:
         confidence, why = (

@@ -10,6 +10,7 @@ DEAD = 0.7  # share of dead groups; healthy runs pass it only when they are solv
 ENOUGH = 10  # records before a reward may be called flat
 TREND = 0.6  # correlation with the step: white noise of ten records passes it once in fifteen times
 LOST = 0.5  # of what the reward had gained
+ROUNDING = 1e-6  # of a reward: what a mean of equal numbers may differ from them
 LAM = 0.95  # the usual lambda: credit for a score fades by it, token by token
 UNPAID = 0.5  # of the spread that advantages should have at the first steps: healthy 1.0 to 1.6, sick .1 to .3
 GAINED = 0.5  # of reward_std: a policy that gains as much is paid; lambda 0 makes advantages small too
@@ -65,7 +66,7 @@ def reward_falling(log: Log) -> Diagnosis | None:
     smooth = reward.smooth
     peak = max(smooth.values)
     gained, lost = peak - reward.early, peak - reward.late
-    noise = NOISE * math.sqrt(2) * reward.error
+    noise = max(NOISE * math.sqrt(2) * reward.error, ROUNDING * max(abs(peak), 1.0))
     if reward.direction == "fell":
         confidence, why = 0.87, f"reward_mean {reward.said('fell')}"
     elif gained > noise and lost > max(LOST * gained, noise):
