@@ -177,6 +177,6 @@ def executed(notebook: dict, folder: Path) -> dict:
         import nbformat
     except ImportError:
         raise ValueError("--run: wants jupyter (pip install jupyter)") from None
-    book = nbformat.from_dict(notebook)
+    book = nbformat.reads(json.dumps(notebook), as_version=4)  # joins the lines of each cell
     nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     return book
