@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import minirl
+from minirl.drills import BANK, names
 
 PACKAGE = Path(__file__).resolve().parents[1] / "minirl"
 
@@ -87,3 +88,15 @@ def test_readme_speaks_of_one_repository():
     readme = (PACKAGE.parent / "README.md").read_text()
     named = re.findall(r"/github/([\w.-]+/[\w.-]+)|//github\.com/([\w.-]+/[\w.-]+)", readme)
     assert {colab or clone for colab, clone in named} == {minirl.REPOSITORY}
+
+
+def test_readme_counts_what_there_is():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    assert f"**Yours.** {len(names())} drills" in readme
+    assert (
+        readme.count(f"{len(BANK)} well-known wrong versions") == readme.count(f"holds {len(BANK)} wrong versions") == 1
+    )
+    rows = [line.split(",") for line in (PACKAGE.parent / "data/zoo/table.csv").read_text().splitlines()[1:]]
+    shown = [row for row in rows if int(row[1]) > 0]
+    assert all(row[1] == row[2] and row[5] == "0" for row in shown), "each named first in all its runs, no false alarm"
+    assert f"{len(shown)}\nsicknesses" in readme and f"on none of {rows[0][4]} healthy ones" in readme

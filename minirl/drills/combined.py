@@ -53,12 +53,16 @@ def edits_of(mutant: Mutant) -> tuple[Edit, ...]:
 
 @functools.cache
 def tokens_of(version: Callable) -> tuple[Token, ...]:
-    """The tokens of a function or class, without decorators, docstrings and comments, under the name `version`."""
+    """The tokens of a function or class, without decorators, docstrings, annotations and comments, as `version`."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(version))).body
     tree.name, tree.decorator_list = "version", []
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        if isinstance(node, ast.arg):
+            node.annotation = None
     text = io.StringIO(ast.unparse(tree) + "\n")
     return tuple((token.type, token.string) for token in tokenize.generate_tokens(text.readline))
 

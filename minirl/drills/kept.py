@@ -10,8 +10,9 @@ Nothing is written until `keep_progress` is called, so that tests and notebooks 
 
 import datetime
 import json
-import os
 from pathlib import Path
+
+from minirl.checkpoint import write_json
 
 VERSION = 1
 _file: Path | None = None
@@ -81,8 +82,4 @@ def read(path: Path) -> dict:
 
 
 def write(path: Path, notes: dict) -> None:
-    """All or nothing: a second file takes the place of the first once it is complete."""
-    text = json.dumps({"version": VERSION, "drills": dict(sorted(notes.items()))}, indent=1) + "\n"
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(draft, path)
+    write_json(path, {"version": VERSION, "drills": dict(sorted(notes.items()))})

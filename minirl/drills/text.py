@@ -11,17 +11,7 @@ from minirl.drills.by_hand import bpe_merge, pass_at_k, sft_loss
 # One merge of byte-pair encoding
 
 
-@right(bpe_merge)
-def right_merge(tokens, pair, new):
-    merged, i = [], 0
-    while i < len(tokens):
-        if tuple(tokens[i : i + 2]) == tuple(pair):
-            merged.append(new)
-            i += 2
-        else:
-            merged.append(tokens[i])
-            i += 1
-    return merged
+right(bpe_merge)(bpe_merge)
 
 
 @wrong(bpe_merge, "Only the first occurrence is merged: replace all of them.")

@@ -357,7 +357,19 @@ def test_an_unknown_name_lists_its_neighbours(ask):
 
 def test_the_drills_stand_on_the_floors_below_and_nothing_stands_on_them():
     package = Path(minirl.drills.__file__).parent
-    below = {"types", "masking", "logprobs", "kl", "advantages", "rewards", "losses", "model", "generate", "drills"}
+    below = {
+        "types",
+        "masking",
+        "logprobs",
+        "kl",
+        "advantages",
+        "rewards",
+        "losses",
+        "model",
+        "generate",
+        "checkpoint",
+        "drills",
+    }
     for path in package.parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minirl."):

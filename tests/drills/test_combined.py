@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from minirl.drills import check, names
 from minirl.drills import solutions as plain
-from minirl.drills.bank import RIGHT, Case
+from minirl.drills.bank import RIGHT
 from minirl.drills.combined import edits_between, merged_tokens, pairs_of, planted, tokens_of
 from minirl.drills.desk import DRILLS
 from minirl.drills.judge import mutants_of
@@ -23,29 +23,21 @@ def test_the_right_version_in_the_words_of_the_wrong_ones_is_right(name):
     assert check(name, RIGHT[DRILLS[name].of]).status == "ok"
 
 
-@every
-def test_planted_pairs_are_named_as_themselves(name):
-    """Or, where one of the two hides the other, as something simpler: never as right, and never as a stranger."""
-    strangers = 0
-    pairs = list(pairs_of(list(banked(name).values())))
-    for first, second, function in pairs:
-        result = check(name, function)
-        assert result.status in ("mistake", "wrong", "error") or _cancel(name, first, second), (first.name, second.name)
-        strangers += result.mistake != f"{first.name} + {second.name}"
-    assert strangers <= max(4, len(pairs) // 4)
+CANCEL = {("nucleus", "cut_where_the_sum_passes", "one_token_more")}  # two mistakes that undo each other
 
 
-def _cancel(name, first, second):
-    """Two mistakes that undo each other: a right function, and said to be so."""
-    return check(name, planted(first, second)).status == "ok"
-
-
-def test_most_pairs_can_be_planted_and_are_named():
-    named = 0
+def test_planted_pairs_are_named_as_themselves():
+    """Or, where one of the two hides the other, as something simpler; never taken for right, but where they cancel."""
+    right, named, tried = set(), 0, 0
     for name in names():
         for first, second, function in pairs_of(list(banked(name).values())):
-            named += check(name, function).mistake == f"{first.name} + {second.name}"
-    assert named > 700
+            result = check(name, function)
+            tried, named = tried + 1, named + (result.mistake == f"{first.name} + {second.name}")
+            if result.status == "ok":
+                right.add((name, first.name, second.name))
+            assert result.status != "todo", (first.name, second.name)
+    assert right == CANCEL
+    assert tried > 850 and named / tried > 0.92
 
 
 # As a learner writes them
@@ -148,4 +140,3 @@ def test_what_cannot_be_planted_is_passed_over():
     first, second = bank["slice_at_the_tokens"], bank["slice_of_the_prompt"]
     assert planted(first, second) is None
     assert all(function is not None for _, _, function in pairs_of(list(bank.values())))
-    assert isinstance(DRILLS["gae"].cases[0], Case)

@@ -14,25 +14,12 @@ from minirl.drills.desk import DRILLS
 from minirl.drills.effects import EFFECTS
 from minirl.drills.judge import mutants_of
 
-# known gaps of the drills: their numbers lie on a kink, on 0 / 0, or need more digits than float32 has
-UNNAMED: set[str] = set()
-UNNAMED_IN_FLOAT32: set[str] = set()
-gap = pytest.mark.xfail(strict=True)
-
-
-def marked(name: str, gaps: set[str]) -> list:
-    return [gap] if name in gaps else []
-
-
 # In other words
 
 
 @pytest.mark.parametrize(
     "name, mutant, function",
-    [
-        pytest.param(*one, id="-".join([*one[:2], one[2].__name__]), marks=marked(one[2].__name__, UNNAMED))
-        for one in REWRITTEN
-    ],
+    [pytest.param(*one, id="-".join([*one[:2], one[2].__name__])) for one in REWRITTEN],
 )
 def test_a_mistake_in_other_words_is_named(name, mutant, function):
     result = check(name, function)
@@ -67,7 +54,7 @@ def in_float32(function):
     return lambda *args, **knobs: single(function(*map(single, args), **knobs))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=marked(name, UNNAMED_IN_FLOAT32)) for name in names()])
+@pytest.mark.parametrize("name", names())
 def test_a_mistake_in_float32_is_named(name):
     """As in `check`: by the first wrong version that does the same on every case, and not taken for the right one."""
     one = DRILLS[name]
