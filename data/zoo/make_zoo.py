@@ -332,7 +332,9 @@ KINDS = {
     ),
     "dead_groups": Kind("dead_groups", lambda s: digits(s, score=never_right), "a checker that nothing satisfies"),
     "dead_groups_cold": Kind(
-        "dead_groups", lambda s: digits(s, temperature=0.1, n_prompts=32, group_size=4), "sampled at temperature 0.1"
+        "dead_groups",
+        lambda s: digits(s, temperature=0.1, n_prompts=32, group_size=4),
+        "sampled at temperature 0.1, groups of 4: it only guesses",
     ),
     "falling_chosen_logprobs": Kind(
         "falling_chosen_logprobs", lambda s: pair_run(s, beta=0.01, lr=2e-3), "DPO with beta 0.01 and a high rate"

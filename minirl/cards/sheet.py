@@ -71,15 +71,15 @@ NOTES = [
     ("LoRA", "y = W x + (alpha / r) B A x; B = 0 at first; the reference is the base, free."),
 ]
 
-MEMORY = [  # bytes a weight, float32 and Adam; activations, logits and the KV cache come on top
+MEMORY = [  # bytes a weight, Adam, frozen copies in bf16; activations, logits and the KV cache come on top
     ("", "trained", "frozen", "bytes / weight"),
     ("SFT, reward model", "1", "", "16"),
-    ("DPO", "1", "reference", "20 (16: stored logps)"),
-    ("GRPO, RLOO", "1", "reference", "20 (16: no KL)"),
-    ("PPO, value head", "1", "reference", "20"),
-    ("PPO, own critic", "2", "reference", "36"),
+    ("DPO", "1", "reference", "18 (16: stored logps)"),
+    ("GRPO, RLOO", "1", "reference", "18 (16: no KL)"),
+    ("PPO, value head", "1", "reference", "18"),
+    ("PPO, own critic", "2", "reference", "34"),
     ("LoRA, bf16 base", "adapter", "base", "2 + 16 x trained share"),
-]  # each reward model adds 4, in bf16 2
+]  # each reward model adds 2, in float32 4
 
 TRAPS = [
     "E[r] minus beta KL. With a plus, distance is paid.",
@@ -136,9 +136,9 @@ def sheet_page(evening: list[Card]) -> str:
             )
     parts += [f'<div class="formula"><b>{escape(name)}</b> {escape(text)}</div>' for name, text in NOTES]
     parts += [
-        "<h2>Memory, float32 and Adam</h2>",
+        "<h2>Memory, Adam; frozen copies in bf16</h2>",
         memory(),
-        "<p>A reward model adds 4, in bf16 2. Logits: tokens x V x 4.</p>",
+        "<p>A reward model adds 2. Frozen in float32: 4. Logits: tokens x V x 4.</p>",
     ]
     parts += ["</div>", "<h1>Traps <small>say the right one before they ask</small></h1>"]
     parts.append('<ul class="columns">' + "".join(f"<li>{escape(trap)}</li>" for trap in TRAPS) + "</ul>")

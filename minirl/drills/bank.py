@@ -47,7 +47,7 @@ def plainly(function: Callable, inputs: dict, knobs: dict):
     return function(*inputs.values(), **knobs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself: what is made from one can be kept
 class Drill:
     of: Callable  # the reference
     cases: Sequence[Case]  # from the smallest on: the first one that differs is shown to the learner

@@ -156,12 +156,16 @@ def another_knob(drill: Drill, got: list[Answer]) -> str | None:
         if not all(isinstance(case.knobs.get(name), float) for case in drill.cases):
             continue
         for words, change in KNOBS:
-            try:
-                changed = [Case(case.inputs, case.knobs | {name: change(case.knobs[name])}) for case in drill.cases]
-                others = [answer(drill, drill.of, case) for case in changed]
+
+            def does_it(case: Case, two: Answer, name=name, change=change) -> bool:
+                knobs = case.knobs | {name: change(case.knobs[name])}
+                return agree(drill, answer(drill, drill.of, Case(case.inputs, knobs)), two)
+
+            try:  # the largest case first: most differ there already
+                found = all(does_it(*pair) for pair in reversed(list(zip(drill.cases, got, strict=True))))
             except (ValueError, ZeroDivisionError):  # the library refuses such a value
                 continue
-            if all(agree(drill, one, two) for one, two in zip(others, got, strict=True)):
+            if found:
                 return f"It is what {words.format(name)} would give: look at each place where {name} stands."
     return None
 

@@ -270,7 +270,7 @@ def test_a_check_is_quick():
     for name in ("gae", "grpo_loss", "ppo_clip_loss", "kto_loss"):
         start = time.process_time()
         check(name, lambda *args, **knobs: torch.zeros(()))
-        assert time.process_time() - start < 0.5
+        assert time.process_time() - start < 1
 
 
 def test_every_case_keeps_within_the_base_contract():
@@ -308,6 +308,11 @@ def test_what_breaks_beyond_the_base_contract_is_a_remark():
     assert "gap inside the mask" in check("discounted_returns", right_padded).message
     assert "log-ratios of 1000" in check("kl_k3", plain.kl_k3).message
     assert "-inf" in check("entropy", plain.entropy).message
+    overflowing = check("softmax", lambda logits: logits.exp() / logits.exp().sum(-1, keepdim=True)).message
+    assert "logits of 1000 overflow" in overflowing
+    assert (
+        "1000" not in check("token_logprobs", lambda x, t: plain.token_logprobs(x.float(), t)).message
+    )  # rounded, no more
     assert "advantages and old_logprobs would get a gradient" in check("ppo_clip_loss", plain.ppo_clip_loss).message
 
 
