@@ -107,7 +107,7 @@ def _respond(
     # computed from these tensors after the block is ordinary again and may meet autograd.
     with torch.inference_mode():
         cache = KVCache(policy.config, len(prompts), prompt.shape[1] + max_new_tokens, weight.device, weight.dtype)
-        logits = policy.head(policy.hidden(prompt, starts=starts, cache=cache)[:, -1])
+        logits = policy.head(policy.hidden(prompt, starts=starts, cache=cache, at=slice(-1, None))[:, -1])
         if group_size > 1:
             cache, logits = cache.repeat(group_size), logits.repeat_interleave(group_size, 0)
         padding = starts.repeat_interleave(group_size) if len(set(map(len, prompts))) > 1 else None

@@ -30,7 +30,12 @@ def response_slice(x: Float[Tensor, "B S ..."], length: int) -> Float[Tensor, "B
         raise ValueError(
             f"x: wanted (B, S, ...) with at least {length + 1} positions, one of them prompt, got {tuple(x.shape)}"
         )
-    return x[:, -length - 1 : -1]
+    return x[:, predicting(length)]
+
+
+def predicting(length: int) -> slice:
+    """Where the last `length` tokens are predicted: one position before each. See `response_slice`."""
+    return slice(-length - 1, -1)
 
 
 def token_logprobs(logits: Float[Tensor, "B T V"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:

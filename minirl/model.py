@@ -11,179 +11,29 @@ There is no dropout: before the first update the ratio of new to old probabiliti
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from minirl.attention import At, Attention, Cache, KVCache, attention_mask, attention_mask_at, normed, picked
+from minirl.attention import naive_attention as naive_attention  # where a reader looks for it
+from minirl.config import TransformerConfig
 from minirl.masking import blank
 from minirl.ops import TORCH, Ops
-from minirl.rotary import RopeScaling, turns
-from minirl.rotary import rotate as rotate  # where a reader looks for it
-from minirl.types import (
-    Bool,
-    Float,
-    Int,
-    Tensor,
-    check_dims,
-    check_knob,
-    check_mask,
-    check_rows,
-    check_size,
-    looks_at_values,
-)
+from minirl.rotary import RopeScaling as RopeScaling
+from minirl.rotary import rotate as rotate
+from minirl.rotary import turns
+from minirl.types import Bool, Float, Int, Tensor, check_dims, check_mask, check_rows, looks_at_values
 
 Pool = Callable[[Tensor, Tensor], Tensor]  # (scores (B, T), mask (B, T)) -> (B,)
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """The shape of a Transformer. `kv_heads` None is `heads`; `head_dim` None is width / heads."""
-
-    vocab_size: int
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
-    kv_heads: int | None = None  # fewer than heads: each key-value head serves a group of query heads (GQA)
-    head_dim: int | None = None
-    ffn: int = 176  # hidden width of the feed-forward part
-    max_length: int = 512
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    norm_eps: float = 1e-5
-    positions: Literal["rope", "learned"] = "rope"
-    rope_base: float = 10000.0
-    activation: Literal["swiglu", "gelu"] = "swiglu"
-    bias: bool = False
-    tied: bool = False  # the head's weight is the embedding's
-    qkv_bias: bool = False  # a bias on queries, keys and values alone, where `bias` is False (Qwen2)
-    qk_norm: bool = False  # queries and keys are normalised in each head before they turn (Qwen3)
-    rope_scaling: RopeScaling | None = None
-
-    def __post_init__(self):
-        if self.kv_heads is None:
-            object.__setattr__(self, "kv_heads", self.heads)
-        for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "ffn", "max_length"):
-            check_size(name, getattr(self, name))
-        if self.head_dim is None:
-            if self.width % self.heads:
-                raise ValueError(f"width: wanted a multiple of heads ({self.heads}), got {self.width}")
-            object.__setattr__(self, "head_dim", self.width // self.heads)
-        check_size("head_dim", self.head_dim)
-        if self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads: wanted a divisor of heads ({self.heads}), got {self.kv_heads}")
-        choices = {"norm": ("rmsnorm", "layernorm"), "positions": ("rope", "learned"), "activation": ("swiglu", "gelu")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: wanted {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
-        if self.positions == "rope" and self.head_dim % 2:
-            raise ValueError(f"head_dim: rotary positions turn pairs and want an even number, got {self.head_dim}")
-        check_knob("norm_eps", self.norm_eps, 0, open_low=True)
-        check_knob("rope_base", self.rope_base, 1, open_low=True)
-        if self.bias and self.qkv_bias:
-            raise ValueError("qkv_bias: wanted False where bias is True, which says it for every matrix")
-        if not (self.rope_scaling is None or (isinstance(self.rope_scaling, RopeScaling) and self.positions == "rope")):
-            raise ValueError(f"rope_scaling: wanted a RopeScaling, with rotary positions, got {self.rope_scaling!r}")
-
-
-class KVCache:
-    """Keys and values of the positions seen so far, in tensors that are as long as they will ever be.
-
-    `length` positions are filled, the same number in every row: rows of different lengths are padded on the left.
-    """
-
-    def __init__(self, config: TransformerConfig, batch: int, length: int, device=None, dtype=None):
-        shape = (config.layers, batch, config.kv_heads, length, config.head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes a layer's new keys and values (B, kv_heads, S, head_dim) and gives back all it has.
-
-        The Transformer moves `length` on once all layers have written.
-        """
-        end = self.length + k.shape[2]
-        keys, values = self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-        keys[:, :, self.length :], values[:, :, self.length :] = k, v
-        return keys, values
-
-    def repeat(self, n: int) -> "KVCache":
-        """Each row n times, consecutively: the prompt is read once and continued n times. Room is not copied."""
-        layers, rows, *rest = self.keys.shape
-        other, end = object.__new__(KVCache), self.length
-        other.keys, other.values = (self.keys.new_empty(layers, n * rows, *rest) for _ in range(2))
-        other.keys[..., :end, :] = self.keys[..., :end, :].repeat_interleave(n, dim=1)
-        other.values[..., :end, :] = self.values[..., :end, :].repeat_interleave(n, dim=1)
-        other.length = end
-        return other
 
 
 def rope_table(config: TransformerConfig) -> Float[Tensor, "2 L E"]:
     """cos and signed sin of the angle of every position and channel of a head: see `minirl.rotary.turns`."""
     return turns(config.head_dim, config.max_length, config.rope_base, config.rope_scaling)
-
-
-def naive_attention(
-    q: Float[Tensor, "B H S E"], k: Float[Tensor, "B H K E"], v: Float[Tensor, "B H K E"], mask: Bool[Tensor, "..."]
-) -> Float[Tensor, "B H S E"]:
-    """softmax(q k^T / sqrt(E)) v, written out (Vaswani et al. 2017, eq. 1). For reading and for tests; the model calls
-    PyTorch's fused version. `mask` is True where a query (second to last axis) may look at a key (last axis)."""
-    scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(~mask, -torch.inf)
-    weights = (scores - scores.amax(-1, keepdim=True)).exp()  # minus the maximum: the same ratios, and no overflow
-    return weights / weights.sum(-1, keepdim=True) @ v
-
-
-def attention_mask(past: int, length: int, starts: Tensor | None, device) -> Bool[Tensor, "..."] | None:
-    """(B or 1, 1, length, past + length), True where a query may look: at keys up to itself, behind the padding.
-
-    A padded query looks at itself alone, or softmax would divide 0 by 0. None where `is_causal` says the same for less.
-    """
-    if starts is None and (past == 0 or length == 1):
-        return None
-    keys = torch.arange(past + length, device=device)
-    queries = keys[past:, None]
-    mask = keys <= queries
-    if starts is not None:
-        mask = mask & (keys >= torch.minimum(starts[:, None, None, None], queries))
-    return mask
-
-
-def normed(layer: nn.Module, x: Tensor, ops: Ops) -> Tensor:
-    return ops.rms_norm(x, layer.weight, eps=layer.eps) if isinstance(layer, nn.RMSNorm) else layer(x)
-
-
-class Attention(nn.Module):
-    def __init__(self, config: TransformerConfig, layer: int):
-        super().__init__()
-        self.config, self.layer = config, layer
-        bias = config.bias or config.qkv_bias
-        self.query = nn.Linear(config.width, config.heads * config.head_dim, bias)
-        self.key = nn.Linear(config.width, config.kv_heads * config.head_dim, bias)
-        self.value = nn.Linear(config.width, config.kv_heads * config.head_dim, bias)
-        self.out = nn.Linear(config.heads * config.head_dim, config.width, config.bias)
-        self.query_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
-        self.key_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
-
-    def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None, ops: Ops = TORCH):
-        B, S, _ = x.shape
-        q, k, v = (
-            project(x).view(B, S, -1, self.config.head_dim).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
-        )
-        if self.query_norm is not None:
-            q, k = normed(self.query_norm, q, ops), normed(self.key_norm, k, ops)
-        if rope is not None:
-            q, k = ops.rotate(q, rope), ops.rotate(k, rope)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        if q.shape[1] != k.shape[1]:
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and S > 1)
-        return self.out(mixed.transpose(1, 2).reshape(B, S, -1))
 
 
 class FeedForward(nn.Module):
@@ -206,8 +56,17 @@ class Block(nn.Module):
         self.attention_norm, self.attention = norm(config.width, eps=config.norm_eps), Attention(config, layer)
         self.ffn_norm, self.ffn = norm(config.width, eps=config.norm_eps), FeedForward(config)
 
-    def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None, ops: Ops = TORCH):
-        x = x + self.attention(normed(self.attention_norm, x, ops), rope, mask, cache, ops)
+    def forward(
+        self,
+        x: Float[Tensor, "B S D"],
+        rope: Tensor | None,
+        mask: Tensor | None,
+        cache: Cache | None,
+        ops: Ops = TORCH,
+        at: At | None = None,
+    ) -> Float[Tensor, "B K D"]:
+        """Keys and values come from every position, the rest is computed where it is asked for."""
+        x = picked(x, at) + self.attention(normed(self.attention_norm, x, ops), rope, mask, cache, ops, at)
         return x + self.ffn(normed(self.ffn_norm, x, ops), ops)
 
 
@@ -251,7 +110,7 @@ class Transformer(nn.Module):
         return self
 
     def forward(
-        self, tokens: Int[Tensor, "B S"], *, starts: Int[Tensor, " B"] | None = None, cache: KVCache | None = None
+        self, tokens: Int[Tensor, "B S"], *, starts: Int[Tensor, " B"] | None = None, cache: Cache | None = None
     ) -> Float[Tensor, "B S V"]:
         """Logits. `starts`: how many tokens at the left of each row are padding, None for none (see Rollout); what the
         padded positions themselves give means nothing. `cache`: the tokens continue what it holds, and are added to it;
@@ -262,13 +121,24 @@ class Transformer(nn.Module):
         return self.head(self.hidden(tokens, starts=starts, cache=cache))
 
     def hidden(
-        self, tokens: Int[Tensor, "B S"], *, starts: Int[Tensor, " B"] | None = None, cache: KVCache | None = None
-    ) -> Float[Tensor, "B S D"]:
-        """What the head reads: the residual stream after the last norm. Arguments as in `forward`."""
+        self,
+        tokens: Int[Tensor, "B S"],
+        *,
+        starts: Int[Tensor, " B"] | None = None,
+        cache: Cache | None = None,
+        at: At | None = None,
+    ) -> Float[Tensor, "B K D"]:
+        """What the head reads: the residual stream after the last norm. Arguments as in `forward`.
+
+        `at`: the positions of `tokens` that are wanted, a slice, or (B,) one of each row. The other positions then end
+        with their keys and values in the last block, which saves most of that block for them. None: all.
+        """
         past = 0 if cache is None else cache.length
         starts = self._checked(tokens, starts, cache)
         positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
-        mask = attention_mask(past, tokens.shape[1], starts, tokens.device)
+        mask = last_mask = attention_mask(past, tokens.shape[1], starts, tokens.device)
+        if at is not None:
+            last_mask = attention_mask_at(past, tokens.shape[1], starts, at, tokens.device)
         if starts is not None:
             positions = (positions - starts[:, None]).clamp(min=0)
         x = self.embed(tokens)
@@ -277,15 +147,17 @@ class Transformer(nn.Module):
             x = x + self.positions(positions)
         else:
             rope = self.rope[:, positions].unsqueeze(-3).to(x.dtype)  # (2, 1 or B, 1, S, E): the same for all heads
+            rope = rope if rope.dim() == 5 else rope.unsqueeze(1)
         again = cache is None and self.recompute and torch.is_grad_enabled()
-        for block in self.blocks:
-            run = partial(checkpoint, block, use_reentrant=False) if again else block
-            x = run(x, rope, mask, cache, self.ops)
+        *body, last = (partial(checkpoint, block, use_reentrant=False) if again else block for block in self.blocks)
+        for block in body:
+            x = block(x, rope, mask, cache, self.ops)
+        x = last(x, rope, last_mask, cache, self.ops, at)
         if cache is not None:
             cache.length += tokens.shape[1]
         return normed(self.norm, x, self.ops)
 
-    def _checked(self, tokens: Tensor, starts: Tensor | None, cache: KVCache | None) -> Tensor | None:
+    def _checked(self, tokens: Tensor, starts: Tensor | None, cache: Cache | None) -> Tensor | None:
         """Raises on bad input; gives starts back, as None where it is known that there is no padding."""
         check_dims(2, tokens=tokens)
         if tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.numel() == 0:
@@ -293,8 +165,8 @@ class Transformer(nn.Module):
         length = tokens.shape[1] + (0 if cache is None else cache.length)
         if length > self.config.max_length:
             raise ValueError(f"tokens: {length} positions do not fit into max_length {self.config.max_length}")
-        if cache is not None and (length > cache.keys.shape[3] or len(tokens) != cache.keys.shape[1]):
-            room = f"{cache.keys.shape[1]} rows of {cache.keys.shape[3]}"
+        if isinstance(cache, KVCache) and (length > cache.capacity or len(tokens) != cache.keys.shape[1]):
+            room = f"{cache.keys.shape[1]} rows of {cache.capacity}"
             raise ValueError(f"cache: has room for {room} positions, got {len(tokens)} rows of {length}")
         if looks_at_values(tokens):
             low, high = tokens.aminmax()
@@ -306,7 +178,9 @@ class Transformer(nn.Module):
         check_rows(tokens, starts=starts)
         if looks_at_values(starts):
             low, high = starts.aminmax()
-            most = length if cache is None else cache.keys.shape[3]  # a row may begin behind what has been read so far
+            most = (
+                length if cache is None else max(length, cache.capacity)
+            )  # a row may begin behind what has been read so far
             if low < 0 or high > most:
                 raise ValueError(f"starts: wanted numbers in [0, {most}], got {int(low)} to {int(high)}")
             if high == 0:
@@ -337,11 +211,11 @@ class PolicyWithValue(nn.Module):
         return self.policy.head(hidden), values
 
     def hidden_and_values(
-        self, tokens: Int[Tensor, "B S"], starts: Int[Tensor, " B"] | None = None
-    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S"]]:
-        """What the policy's head reads, and the values."""
-        hidden = self.policy.hidden(tokens, starts=starts)
-        seen = hidden if self.critic is None else self.critic.hidden(tokens, starts=starts)
+        self, tokens: Int[Tensor, "B S"], starts: Int[Tensor, " B"] | None = None, at: At | None = None
+    ) -> tuple[Float[Tensor, "B K D"], Float[Tensor, "B K"]]:
+        """What the policy's head reads, and the values; `at` as in `Transformer.hidden`."""
+        hidden = self.policy.hidden(tokens, starts=starts, at=at)
+        seen = hidden if self.critic is None else self.critic.hidden(tokens, starts=starts, at=at)
         return hidden, self.value_head(seen.to(self.value_head.weight.dtype)).squeeze(-1)
 
 
@@ -364,18 +238,29 @@ class RewardModel(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "B S"], mask: Bool[Tensor, "B T"], *, starts: Int[Tensor, " B"] | None = None
     ) -> Float[Tensor, " B"]:
-        return self.pool(self.token_scores(tokens, mask, starts=starts), mask)
+        if self.pool is not last_token:
+            return self.pool(self.token_scores(tokens, mask, starts=starts), mask)
+        self._check(tokens, mask)
+        T = mask.shape[1]
+        last = (torch.arange(1, T + 1, device=mask.device) * mask).amax(
+            1
+        )  # 1-based, so that 0 says: nothing is counted
+        hidden = self.trunk.hidden(tokens, starts=starts, at=tokens.shape[1] - T + (last - 1).clamp(min=0))
+        return blank(self.score(hidden.to(self.score.weight.dtype))[:, 0, 0], last > 0)
 
     def token_scores(
         self, tokens: Int[Tensor, "B S"], mask: Bool[Tensor, "B T"], *, starts: Int[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B T"]:
         """The score read at each response token, tokens[:, -T:]."""
+        self._check(tokens, mask)
+        hidden = self.trunk.hidden(tokens, starts=starts, at=slice(-mask.shape[1], None))
+        return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1)
+
+    def _check(self, tokens: Tensor, mask: Tensor) -> None:
         check_dims(2, tokens=tokens, mask=mask)
         check_mask(mask)
         if len(mask) != len(tokens) or mask.shape[1] > tokens.shape[1]:
             raise ValueError(f"mask: wanted the last columns of tokens {tuple(tokens.shape)}, got {tuple(mask.shape)}")
-        hidden = self.trunk.hidden(tokens, starts=starts)[:, -mask.shape[1] :]
-        return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1)
 
 
 def last_token(scores: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:

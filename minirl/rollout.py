@@ -11,9 +11,10 @@ from dataclasses import fields
 import torch
 import torch.nn.functional as F
 
+from minirl.attention import SharedPrompt
 from minirl.generate import generate
 from minirl.kl import kl_exact
-from minirl.logprobs import entropy, response_slice
+from minirl.logprobs import entropy, predicting
 from minirl.masking import blank, masked_mean
 from minirl.model import PolicyWithValue, RewardModel, Transformer
 from minirl.tokenizer import Tokenizer
@@ -140,8 +141,7 @@ def response_logits(
 ) -> Float[Tensor, "B T V"]:
     """Logits that predict the last `length` tokens, divided by the sampling temperature. The head runs on these alone."""
     check_knob("temperature", temperature, 0, open_low=True)
-    hidden = model.hidden(tokens, starts=starts)
-    return model.head(response_slice(hidden, length)) / temperature
+    return model.head(model.hidden(tokens, starts=starts, at=predicting(length))) / temperature
 
 
 def response_logprobs(
@@ -152,17 +152,44 @@ def response_logprobs(
     *,
     temperature: float = 1.0,
     entropy_gradient: bool = False,
+    prompt_index: Int[Tensor, " B"] | None = None,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """log pi of each of the last `length` tokens, and the entropy of the distribution it was drawn from, in nats.
+
+    Rows of one `prompt_index` have the same prompt, and it is read once for all of them; None: every row its own.
 
     A table of all logits, (B, T, V), would be the largest tensor of a run: 8 responses of 1,024 tokens over a vocabulary of
     128,256 are 4 GB in float32, and as much again for each function on the way of the gradient. It is never held: see
     `minirl.ops.hidden_logprobs`.
     """
-    hidden = response_slice(model.hidden(tokens, starts=starts), length)
+    if prompt_index is None or model.recompute or len(prompt_index.unique()) == len(prompt_index):
+        hidden = model.hidden(tokens, starts=starts, at=predicting(length))
+    else:
+        hidden = hidden_after_shared_prompts(model, tokens, starts, length, prompt_index)
     return logprobs_of_hidden(
         model, hidden, tokens[:, -length:], temperature=temperature, entropy_gradient=entropy_gradient
     )
+
+
+def hidden_after_shared_prompts(
+    model: Transformer,
+    tokens: Int[Tensor, "B S"],
+    starts: Int[Tensor, " B"],
+    length: int,
+    prompt_index: Int[Tensor, " B"],
+) -> Float[Tensor, "B T D"]:
+    """model.hidden(...) where the last `length` tokens are predicted, with every prompt read once: eight answers of 32
+    tokens to a prompt of 16 are 272 positions, and not 384. Values and gradients are those of the plain way, to rounding."""
+    prompts, rows = prompt_index.unique(return_inverse=True)
+    first = torch.full_like(prompts, len(tokens)).scatter_reduce(
+        0, rows, torch.arange(len(tokens), device=tokens.device), "amin"
+    )
+    shared = SharedPrompt(rows)
+    before = model.hidden(tokens[first, :-length], starts=starts[first], cache=shared, at=slice(-1, None))[rows]
+    if length == 1:
+        return before
+    after = model.hidden(tokens[:, -length:-1], starts=starts, cache=shared)
+    return torch.cat([before, after], 1)
 
 
 def response_logprobs_and_values(
@@ -175,15 +202,15 @@ def response_logprobs_and_values(
     entropy_gradient: bool = False,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """The same, with V(s_t) read at the positions that predict: (logprobs, entropies, values)."""
-    hidden, values = model.hidden_and_values(tokens, starts=starts)
+    hidden, values = model.hidden_and_values(tokens, starts=starts, at=predicting(length))
     both = logprobs_of_hidden(
         model.policy,
-        response_slice(hidden, length),
+        hidden,
         tokens[:, -length:],
         temperature=temperature,
         entropy_gradient=entropy_gradient,
     )
-    return *both, response_slice(values, length)
+    return *both, values
 
 
 def logprobs_of_hidden(

@@ -107,5 +107,6 @@ def pair_logprobs(
     tokens = torch.cat([pairs.chosen, pairs.rejected])
     mask = torch.cat([pairs.chosen_mask, pairs.rejected_mask])
     length = mask.shape[1]
-    logprobs, _ = response_logprobs(model, tokens, pairs.starts.repeat(2), length)
+    both = torch.arange(len(pairs), device=tokens.device).repeat(2)  # a pair has one prompt
+    logprobs, _ = response_logprobs(model, tokens, pairs.starts.repeat(2), length, prompt_index=both)
     return pool(logprobs, mask).chunk(2)

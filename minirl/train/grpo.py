@@ -84,7 +84,12 @@ def train(
         if ref is not None:
             ref_logprobs, _ = in_parts(
                 lambda part: response_logprobs(
-                    ref, part.tokens, part.starts, part.mask.shape[1], temperature=config.temperature
+                    ref,
+                    part.tokens,
+                    part.starts,
+                    part.mask.shape[1],
+                    temperature=config.temperature,
+                    prompt_index=part.prompt_index,
                 ),
                 rollout,
                 config.micro_batch,
@@ -104,7 +109,12 @@ def train(
                 for micro, part in micro_batches(rollout, rows, config.micro_batch, counted=mask):
                     T, reduce = part.mask.shape[1], share(row.reduce(config), mask, rows, micro)
                     logprobs, entropies = response_logprobs(
-                        policy, part.tokens, part.starts, T, temperature=config.temperature
+                        policy,
+                        part.tokens,
+                        part.starts,
+                        T,
+                        temperature=config.temperature,
+                        prompt_index=part.prompt_index,
                     )
                     counted = mask[micro, :T]
                     loss, stats = row.surrogate(

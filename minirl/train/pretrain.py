@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minirl.logprobs import response_slice, token_logprobs
+from minirl.logprobs import predicting, token_logprobs
 from minirl.masking import masked_mean
 from minirl.model import Transformer
 from minirl.rollout import encode_examples
@@ -39,7 +39,7 @@ def train(
         prompts, responses = examples(config.batch, generator)
         tokens, mask, starts = encode_examples(tokenizer, prompts, responses, device=model.embed.weight.device)
         length = tokens.shape[1] - 1  # every token after the first has a position that predicts it
-        logits = model.head(response_slice(model.hidden(tokens, starts=starts), length))
+        logits = model.head(model.hidden(tokens, starts=starts, at=predicting(length)))
         is_text = torch.ones_like(tokens, dtype=torch.bool)
         is_text[:, -mask.shape[1] :] = mask
         is_text &= torch.arange(tokens.shape[1], device=tokens.device) > starts.unsqueeze(1)
