@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 import torch
 
-from minirl.model import KVCache, PolicyWithValue, Transformer
+from minirl.attention import KVCache
+from minirl.decoder import Decoder
+from minirl.model import PolicyWithValue, Transformer
 from minirl.types import Float, Int, Rollout, Tensor, check_knob, check_size, upcast
 
 Choose = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (logits (B, V), step) -> (tokens (B,), logprobs (B,))
@@ -85,8 +87,11 @@ def inverse_cdf(probs: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> In
     cumulative = probs.cumsum(-1)
     tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(1)
     tokens = tokens.clamp(max=probs.shape[1] - 1)
-    # A parallel sum (on a GPU) can step by rounding alone, on a token that has no probability.
-    return torch.where(probs.gather(1, tokens[:, None]).squeeze(1) > 0, tokens, probs.argmax(-1))
+    possible = probs.gather(1, tokens[:, None]).squeeze(1) > 0
+    if probs.device.type == "cpu" and possible.all():
+        return tokens
+    # A parallel sum can step by rounding alone, on a token that has no probability.
+    return torch.where(possible, tokens, probs.argmax(-1))
 
 
 def _respond(
@@ -111,10 +116,11 @@ def _respond(
         if group_size > 1:
             cache, logits = cache.repeat(group_size), logits.repeat_interleave(group_size, 0)
         padding = starts.repeat_interleave(group_size) if len(set(map(len, prompts))) > 1 else None
+        decoder = Decoder(policy, cache, padding)
         running = torch.ones(len(logits), dtype=torch.bool, device=weight.device)
         for step in range(max_new_tokens):
             if step > 0:
-                logits = policy.head(policy.hidden(tokens[:, None], starts=padding, cache=cache)[:, -1])
+                logits = decoder.step(tokens)
             tokens, logprobs = choose(logits, step)
             tokens = torch.where(running, tokens, fill)
             columns.append((tokens, logprobs.masked_fill(~running, 0.0), running))

@@ -111,13 +111,19 @@ def improve(
     """The second half of a step: rewards, advantages and updates, on responses that are there and scored."""
     mask, length = rollout.mask, rollout.mask.shape[1]
 
-    # 2. the score goes to the last token, KL to the reference to every token
     knobs = {"temperature": config.temperature}
-    old_logprobs, _, values = in_parts(
-        lambda part: response_logprobs_and_values(model, part.tokens, part.starts, length, **knobs),
-        rollout,
-        config.micro_batch,
-    )
+
+    def read(part: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = {"entropy_gradient": config.entropy_coef > 0}
+        return response_logprobs_and_values(model, part.tokens, part.starts, part.mask.shape[1], **knobs, **wanted)
+
+    # 2. the score goes to the last token, KL to the reference to every token
+    first = None
+    if config.micro_batch is None and config.minibatch >= len(rollout):
+        first = read(rollout)  # with its gradient: the first update reads the same rows with the same weights
+        old_logprobs, _, values = (table.detach() for table in first)
+    else:
+        old_logprobs, _, values = in_parts(read, rollout, config.micro_batch)
     ref_logprobs, _ = in_parts(
         lambda part: response_logprobs(ref, part.tokens, part.starts, length, **knobs), rollout, config.micro_batch
     )
@@ -135,9 +141,8 @@ def improve(
             sums, means = {}, {}
             for micro, part in micro_batches(rollout, rows, config.micro_batch):
                 T, reduce = part.mask.shape[1], share(token_mean, mask, rows, micro)
-                logprobs, entropies, new_values = response_logprobs_and_values(
-                    model, part.tokens, part.starts, T, entropy_gradient=config.entropy_coef > 0, **knobs
-                )
+                logprobs, entropies, new_values = read(part) if first is None else (table[rows] for table in first)
+                first = None
                 policy_loss, stats = ppo_clip_loss(
                     logprobs,
                     old_logprobs[micro, :T],
