@@ -6,16 +6,15 @@ read once however many responses it gets, and a token costs one uniform number (
 and not a vocabulary of noise.
 """
 
-from collections.abc import Callable
-
 import torch
 
 from minirl.attention import KVCache
 from minirl.decoder import Decoder
 from minirl.model import PolicyWithValue, Transformer
-from minirl.types import Float, Int, Rollout, Tensor, check_knob, check_size, upcast
-
-Choose = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (logits (B, V), step) -> (tokens (B,), logprobs (B,))
+from minirl.sampling import Choose
+from minirl.sampling import inverse_cdf as inverse_cdf  # where a reader looks for them
+from minirl.sampling import nucleus as nucleus
+from minirl.types import Int, Rollout, Tensor, check_knob, check_size, upcast
 
 
 def generate(
@@ -44,12 +43,12 @@ def generate(
     # All the noise at once: how much of the generator is used does not depend on when the rows end.
     source = "cpu" if generator is None else generator.device
     noise = torch.rand(max_new_tokens, len(prompts) * group_size, generator=generator, device=source)
-    noise = noise.to(next(model.parameters()).device)
+    policy = model.policy if isinstance(model, PolicyWithValue) else model
+    noise = noise.to(policy.embed.weight.device)
 
-    def choose(logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        probs = nucleus((upcast(logits) / temperature).softmax(-1), top_p)
-        tokens = inverse_cdf(probs, noise[step])
-        return tokens, probs.gather(1, tokens[:, None]).squeeze(1).log()
+    def choose(logits: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        uniform = noise[step] if isinstance(step, int) else noise.index_select(0, step).squeeze(0)
+        return policy.ops.sample(logits, uniform, temperature=temperature, top_p=top_p)
 
     return _respond(model, prompts, max_new_tokens, group_size, eos, choose)
 
@@ -67,33 +66,6 @@ def generate_greedy(
     return _respond(model, prompts, max_new_tokens, 1, eos, choose)
 
 
-def nucleus(probs: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:
-    """The smallest set of most probable tokens that holds at least `top_p`, renormalised; 0 elsewhere (Holtzman et al.
-    2019, eq. 2-3). The most probable token is always in it."""
-    if top_p == 1:
-        return probs
-    ordered, order = probs.sort(-1, descending=True)
-    before = ordered.cumsum(-1) - ordered  # what more probable tokens hold already
-    kept = torch.zeros_like(probs).scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
-    return kept / kept.sum(-1, keepdim=True)
-
-
-def inverse_cdf(probs: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """The first token whose cumulative probability exceeds `uniform` in [0, 1): token a is drawn with probs[a].
-
-    "Exceeds" and not "reaches": at 0, and where the sum stands still, a token of probability 0 is passed over. The
-    number is scaled by the sum itself, which rounding leaves a little off 1.
-    """
-    cumulative = probs.cumsum(-1)
-    tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(1)
-    tokens = tokens.clamp(max=probs.shape[1] - 1)
-    possible = probs.gather(1, tokens[:, None]).squeeze(1) > 0
-    if probs.device.type == "cpu" and possible.all():
-        return tokens
-    # A parallel sum can step by rounding alone, on a token that has no probability.
-    return torch.where(possible, tokens, probs.argmax(-1))
-
-
 def _respond(
     model: Transformer | PolicyWithValue,
     prompts: list[list[int]],
@@ -105,11 +77,8 @@ def _respond(
     policy = model.policy if isinstance(model, PolicyWithValue) else model
     weight = policy.embed.weight
     prompt, starts = _left_padded(policy, prompts, max_new_tokens, eos)
-    fill = torch.tensor(0 if eos is None else eos, device=weight.device)
-    columns = []  # of the response: (tokens, logprobs, counted), each (B,)
-
     # Inference mode is no_grad without the bookkeeping of views, which is a sixth of the time of a small model. What is
-    # computed from these tensors after the block is ordinary again and may meet autograd.
+    # computed from these tensors after the block, if only a copy, is ordinary again and may meet autograd.
     with torch.inference_mode():
         cache = KVCache(policy.config, len(prompts), prompt.shape[1] + max_new_tokens, weight.device, weight.dtype)
         logits = policy.head(policy.hidden(prompt, starts=starts, cache=cache, at=slice(-1, None))[:, -1])
@@ -117,21 +86,9 @@ def _respond(
             cache, logits = cache.repeat(group_size), logits.repeat_interleave(group_size, 0)
         padding = starts.repeat_interleave(group_size) if len(set(map(len, prompts))) > 1 else None
         decoder = Decoder(policy, cache, padding)
-        running = torch.ones(len(logits), dtype=torch.bool, device=weight.device)
-        for step in range(max_new_tokens):
-            if step > 0:
-                logits = decoder.step(tokens)
-            tokens, logprobs = choose(logits, step)
-            tokens = torch.where(running, tokens, fill)
-            columns.append((tokens, logprobs.masked_fill(~running, 0.0), running))
-            if eos is not None:
-                running = running & (tokens != eos)
-                if _asks_now(weight.device, step) and not running.any():
-                    break
-
-    response, logprobs, mask = (torch.stack(column, 1) for column in zip(*columns, strict=True))
+        response, logprobs, mask, running = policy.ops.respond(decoder, logits, choose, steps=max_new_tokens, eos=eos)
     length = int(mask.sum(1).max())  # steps taken after the last row had ended are dropped
-    response, logprobs, mask = response[:, :length], logprobs[:, :length], mask[:, :length]
+    response, logprobs, mask = (table[:, :length].clone() for table in (response, logprobs, mask))
     return Rollout(
         tokens=torch.cat([prompt.repeat_interleave(group_size, 0), response], 1),
         response=response,
@@ -141,11 +98,6 @@ def _respond(
         prompt_index=torch.arange(len(prompts), device=weight.device).repeat_interleave(group_size),
         starts=starts.repeat_interleave(group_size),
     )
-
-
-def _asks_now(device: torch.device, step: int) -> bool:
-    """Whether to ask if all rows have ended: the answer makes an accelerator wait, so there it is asked now and then."""
-    return device.type == "cpu" or step % 16 == 15
 
 
 def _left_padded(

@@ -20,6 +20,7 @@ from minirl.losses.policy import grpo_loss, ppo_clip_loss
 from minirl.losses.preference import dpo_loss
 from minirl.masking import masked_mean, sequence_mean, token_mean
 from minirl.rotary import rotate
+from minirl.sampling import respond, sample
 from minirl.types import Bool, Float, Int, Reducer, Stats, Tensor, check_dims, check_knob, check_shapes
 
 LOGITS_AT_ONCE = 2**25  # numbers; more are computed in chunks and, for the gradient, a second time
@@ -165,6 +166,8 @@ class Ops:
     grpo_head_loss: Callable[..., tuple[Tensor, Stats]]
     ppo_head_loss: Callable[..., tuple[Tensor, Stats]]
     dpo_head_loss: Callable[..., tuple[Tensor, Stats]]
+    sample: Callable[..., tuple[Tensor, Tensor]]
+    respond: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 TORCH = Ops(
@@ -178,4 +181,6 @@ TORCH = Ops(
     grpo_head_loss=grpo_head_loss,
     ppo_head_loss=ppo_head_loss,
     dpo_head_loss=dpo_head_loss,
+    sample=sample,
+    respond=respond,
 )

@@ -12,21 +12,23 @@ from minirl.drills import BANK, names
 PACKAGE = Path(__file__).resolve().parents[1] / "minirl"
 
 FLOORS = [
-    ["types"],
-    ["masking"],
-    ["kl", "logprobs", "advantages", "rewards", "rotary"],
+    ["types", "disk", "files", "signals"],
+    ["masking", "guards"],
+    ["kl", "logprobs", "advantages", "rewards", "rotary", "sampling"],
     ["losses", "tokenizer", "checkpoint"],
     ["ops", "config"],
     ["attention"],
     ["model"],
+    ["decoder"],
     ["generate", "layouts", "chat", "lora", "tasks", "exact"],
     ["rollout", "run", "pretrained", "adapters"],
     ["train", "samples", "gguf_file"],
+    ["loops"],
     ["road", "launch"],
     ["__main__"],
 ]
 # nothing imports a side room but the command line
-SIDE = {"cards", "classic", "doctor", "drills", "kernels", "report", "show"}
+SIDE = {"cards", "classic", "cost", "doctor", "drills", "kernels", "report", "show"}
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 

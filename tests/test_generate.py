@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minirl import generate as module
+from minirl import sampling
 from minirl.generate import generate, generate_greedy, inverse_cdf, nucleus
 from minirl.logprobs import response_slice, token_logprobs
 from minirl.model import PolicyWithValue, Transformer, TransformerConfig
@@ -271,7 +271,7 @@ def test_how_often_the_loop_looks_for_the_end_changes_nothing(monkeypatch):
     sample = lambda: generate(model, PROMPTS[:2], max_new_tokens=24, eos=5, group_size=2, generator=seeded(2))  # noqa: E731
     often = sample()
     assert often.finished.all() and len(steps) == often.response.shape[1] < 24
-    monkeypatch.setattr(module, "_asks_now", lambda device, step: False)
+    monkeypatch.setattr(sampling, "asks_now", lambda device, step: False)
     seldom = sample()
     assert len(steps) == often.response.shape[1] + 24
     assert all(torch.equal(a, b) for a, b in zip(fields(often), fields(seldom), strict=True))

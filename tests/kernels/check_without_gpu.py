@@ -48,6 +48,7 @@ def launch_everything(dtype, sizes):
         learnt(TRITON.rms_norm(normal(B, D, dtype=dtype), normal(D, dtype=dtype), eps=1e-5).sum())
         learnt(TRITON.swiglu(normal(B, D, dtype=dtype), normal(B, D, dtype=dtype)).sum())
         learnt(TRITON.rotate(normal(B, T, 2, D, dtype=dtype).transpose(1, 2), torch.ones(2, 1, 1, T, D)).sum())
+        TRITON.sample(normal(B, V, dtype=dtype), rows.detach())
         TRITON.gae(old, old, mask)
         TRITON.gae(old, old, mask, last_values=rows)
         learnt(TRITON.grpo_loss(old.clone().requires_grad_(), old, old, rows, mask)[0])
@@ -84,7 +85,7 @@ def test_every_kernel_compiles(capability, dtype, monkeypatch):
         sizes.append((1, 1, 2, 3))  # the compiler takes an argument of 1 for a constant
     launch_everything(dtype, sizes)
 
-    assert len(compiled) == 13, sorted(compiled)
+    assert len(compiled) == 14, sorted(compiled)
     for name, versions in compiled.items():
         for kernel in versions:
             # a tile that fits an A100 in half precision has to fit the consumer GPUs of its generation as well
