@@ -9,6 +9,7 @@ ceilings that are measured first: a copy (bytes read and written a second) and a
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import os
@@ -31,6 +32,8 @@ GOALS = {  # ms, or a share of the ceiling, on an H200
     ("RMSNorm, backward", "16384 x 2048"): "75%",
     ("SwiGLU, forward", "16384 x 5632"): "85%",
     ("SwiGLU, backward", "16384 x 5632"): "85%",
+    ("decode, one token", "1.5B, 64 rows, context 1024"): "1.9 ms",
+    ("generate", "1.5B, 64 rows, 16 + 128 tokens"): "a tenth of transformers",
 }
 
 
@@ -137,6 +140,7 @@ def rows(device: str, compiled: bool):
     yield from memory_rows(device, compiled)
     yield from small_rows(device, compiled)
     yield from head_rows(device, compiled)
+    yield from decode_rows(device)
 
 
 def contenders(name: str, compiled: bool, liger: Callable | None) -> dict[str, Callable]:
@@ -267,6 +271,92 @@ def head_rows(device: str, compiled: bool):
         losses = {"minirl Triton": TRITON.grpo_head_loss, "PyTorch, in chunks": TORCH.grpo_head_loss}
         runs = {who: grpo(f) for who, f in losses.items()} | ({"Liger": liger} if chunked_loss else {})
         yield Row("GRPO head, forward + backward", size, 3 * product, "matmul", runs)
+
+
+def decode_rows(device: str):
+    """A model of Qwen2.5-1.5B's shape with random weights: one token for every row, and whole answers."""
+    from dataclasses import replace
+
+    import torch
+
+    from minirl.attention import KVCache
+    from minirl.decoder import Decoder
+    from minirl.generate import generate
+    from minirl.kernels import TRITON
+    from minirl.kernels.decoding import Loop
+    from minirl.model import Transformer, TransformerConfig
+    from minirl.ops import TORCH
+
+    gpu = device == "cuda"
+    shape = {"vocab_size": 151_936, "width": 1536, "layers": 28, "heads": 12, "kv_heads": 2, "ffn": 8960}
+    small = {"vocab_size": 50, "width": 16, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 24}
+    rows, context, new, size = (64, 1024, 128, "1.5B, 64 rows") if gpu else (3, 12, 4, "tiny, 3 rows")
+    config = TransformerConfig(**(shape if gpu else small), max_length=2048, qkv_bias=True, tied=True)
+    with torch.device(device):
+        model = Transformer(config).to(torch.bfloat16 if gpu else torch.float32).requires_grad_(False)
+    weight = model.embed.weight
+    uniform = torch.rand(rows, device=device)
+
+    def step(ops, recorded: bool):
+        def run():
+            with torch.inference_mode():
+                loop.position.fill_(context - 1)
+                loop.step.zero_()
+                loop.tokens.fill_(1)
+                again()
+
+        model.ops = ops
+        with torch.inference_mode():
+            cache = KVCache(config, rows, context, weight.device, weight.dtype)
+            cache.keys.normal_(), cache.values.normal_()
+            cache.length = context - 1
+            loop = Loop(Decoder(model, cache), lambda logits, _: ops.sample(logits, uniform), rows, 2, None)
+            again = loop.recorded(context) if recorded else lambda: loop.one_more(context)
+
+        def with_its_table():  # a step that is not recorded asks the model for its table each time
+            model.ops = ops
+            run()
+
+        return with_its_table
+
+    read = weight.element_size() * (
+        sum(p.numel() for p in model.parameters()) + 2 * KVCache(config, rows, context).keys.numel()
+    )
+    steps = {
+        "minirl Triton, recorded": step(TRITON, True),
+        "minirl PyTorch, recorded": step(TORCH, True),
+        "minirl PyTorch, step by step": step(TORCH, False),
+    }
+    yield Row("decode, one token", f"{size}, context {context}", 2.0 * read, "copy", steps)
+
+    prompts = [[1 + i % 40] * 16 for i in range(rows)]
+
+    def answers(ops):
+        def run():
+            model.ops = ops
+            generate(model, prompts, max_new_tokens=new)
+
+        return run
+
+    runs = {"minirl Triton": answers(TRITON), "minirl PyTorch": answers(TORCH)}
+    runs["minirl PyTorch, recorded"] = answers(replace(TORCH, respond=TRITON.respond))
+    transformers = imported("transformers") if gpu else None
+    if transformers:
+        names = {
+            "vocab_size": "vocab_size",
+            "width": "hidden_size",
+            "layers": "num_hidden_layers",
+            "ffn": "intermediate_size",
+        }
+        names |= {"heads": "num_attention_heads", "kv_heads": "num_key_value_heads"}
+        theirs = transformers.Qwen2Config(**{names[k]: v for k, v in shape.items()}, tie_word_embeddings=True)
+        with torch.device(device):
+            other = transformers.Qwen2ForCausalLM(theirs).to(torch.bfloat16).eval()
+        tokens = torch.tensor(prompts, device=device)
+        knobs = {"max_new_tokens": new, "do_sample": True, "top_k": 0, "eos_token_id": None, "pad_token_id": 0}
+        mask = torch.ones_like(tokens)
+        runs["transformers"] = lambda: other.generate(input_ids=tokens, attention_mask=mask, **knobs)
+    yield Row("generate", f"{size}, 16 + {new} tokens", 2.0 * read * new, "copy", runs)
 
 
 def imported(name: str):
