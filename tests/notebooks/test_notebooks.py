@@ -200,6 +200,7 @@ CPU_SECONDS = {  # one thread, kernel start and imports included
     "15_which_one": 20,
     "16_real_models": 35,
     "17_gpu_kernels": 25,
+    "18_scaling_out": 25,
     "19_errata": 25,
     "20_interview": 15,
 }
