@@ -114,7 +114,7 @@ def measured(name: str, size: str, folder: Path, peer: Python | None, args: argp
     try:
         if name in PROCESSES:
             pairs = min(args.pairs, PROCESS_PAIRS)
-            row.ours, row.theirs = processes(name, peer, pairs, threads=args.threads, clock=args.clock)
+            row.ours, row.theirs = processes(name, folder, peer, pairs, threads=args.threads, clock=args.clock)
         else:
             row.ours, row.theirs = compare(name, folder, peer, args.pairs)
     except Fault as fault:

@@ -19,17 +19,14 @@ BREATH = 0.01  # seconds between two turns: the threads of the side that has jus
 TOLERANCES = {"logits": 1e-4, "greedy tokens": 0.0}  # as a share of the largest number
 TOLERANCE = {"fp32": 3e-4, "bf16": 2e-2}  # of everything else: sums over many tokens, and gradients
 
-# What a new process does for "import", "start_up" and "help". The last word is the process's own account of its memory.
+# What a new process does for "import" and "help". The last word is the process's own account of its memory.
 CODE = {
     "ours": {
         "import": "import minirl.train.grpo, minirl.pretrained",
-        "start_up": "import sys, runpy; sys.argv = ['minirl', 'train', 'grpo', '--help']; "
-        "runpy.run_module('minirl', run_name='__main__')",
         "help": "import sys, runpy; sys.argv = ['minirl', '--help']; runpy.run_module('minirl', run_name='__main__')",
     },
     "peers": {
         "import": "from trl import GRPOConfig, GRPOTrainer",
-        "start_up": "import sys; from trl.cli.main import main; sys.argv = ['trl', 'grpo', '--help']; main()",
         "help": "import sys; from trl.cli.main import main; sys.argv = ['trl', '--help']; main()",
     },
 }
@@ -163,17 +160,38 @@ def disagreement(ours: dict, theirs: dict, *, dtype: str = "fp32") -> str:
     return ""
 
 
-def processes(name: str, peer: Python | None, pairs: int, *, threads: int, clock: str) -> tuple[Side, Side | None]:
-    """The same for workloads that are whole processes."""
+def processes(
+    name: str, folder: Path, peer: Python | None, pairs: int, *, threads: int, clock: str
+) -> tuple[Side, Side | None]:
+    """The same for workloads that are new processes."""
     pythons = {"ours": OURS} | ({} if peer is None else {"peers": peer})
     sides = {which: Side() for which in pythons}
     for turn in range(1 + pairs):  # the first reads the files from the disk
         for which, python in pythons.items():
-            seconds, peak = one_process(python, CODE[which][name], threads=threads, clock=clock)
+            if name == "start_up":
+                seconds, peak = started(python, which, folder)
+            else:
+                seconds, peak = one_process(python, CODE[which][name], threads=threads, clock=clock)
             if turn >= 1:
                 sides[which].seconds.append(seconds)
                 sides[which].peak = max(sides[which].peak, peak)
     return sides["ours"], sides.get("peers")
+
+
+def started(python: Python, which: str, folder: Path) -> tuple[float, int]:
+    """(seconds, peak bytes) of a new process until GRPO's first step begins: imports, weights, and what a trainer prepares.
+    Always by the clock on the wall. What a worker computes in between, to be compared, is not counted."""
+    began = time.perf_counter()
+    worker = Worker(python, which, "grpo", folder)
+    try:
+        worker.hear()  # imported and loaded
+        seconds = time.perf_counter() - began
+        worker.ask(), worker.ask()  # its answers; they are forgotten
+        began = time.perf_counter()
+        worker.unit()  # up to the first step
+        return seconds + time.perf_counter() - began, worker.side.peak
+    finally:
+        worker.close()
 
 
 def one_process(python: Python, code: str, *, threads: int, clock: str) -> tuple[float, int]:

@@ -48,10 +48,10 @@ WORKLOADS = {
     "ppo": Workload("64 responses of 32, four epochs, one trunk", (2.7, 5.0), (3.5, 6.5), "trl.experimental.ppo"),
     "ppo_critic": Workload("the same with a critic of its own", None, None, "trl.experimental.ppo"),
     "import": Workload("what GRPO needs, in a new process", (2.0, 2.0), None),
-    "start_up": Workload("the command line: train grpo --help", (2.0, 2.0), None),
-    "help": Workload("the command line: --help", (2.0, 2.0), None),
+    "start_up": Workload("a new process, until GRPO's first step begins", (2.0, 2.0), None),
+    "help": Workload("the command line: --help", None, None),
 }
-PROCESSES = ("import", "start_up", "help")  # measured as whole processes, the same for every model
+PROCESSES = ("import", "start_up", "help")  # new processes, the same for every model
 
 
 def write_folder(folder: Path, size: str, *, units: int, threads: int, clock: str, dtype: str) -> None:

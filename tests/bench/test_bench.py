@@ -227,7 +227,7 @@ CEILINGS = {
     "dpo": 1.01,
     "dpo_precomputed": 1.01,
     "reward_model": 1.01,
-    "ppo": 1.1,
+    "ppo": 1.02,
 }
 
 
