@@ -1,41 +1,79 @@
 """The command line: `python -m minirl`, and `python -m minirl` with `train NAME`, `generate FOLDER` or `compare A B`."""
 
 import argparse
-import shlex
+import contextlib
+import importlib
+import os
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+from minirl.signals import Ended, command_line, how_to_go_on, listening, several_processes, without_resume
+
+MOST_THREADS = 4096
+MOST_SEED = 2**40  # as minirl.train.knobs has it; a batch's own seed is a million times larger
+
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    args.words = sys.argv[1:] if argv is None else argv
-    import torch
-
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser(words).parse_args(words)
+    args.words = words
+    runs = args.command in (run_road, run_train, run_generate, run_compare)
     try:
-        if args.threads < 1:
-            raise ValueError(f"--threads: wanted at least 1, got {args.threads}")
-        torch.set_num_threads(args.threads)
-        check_device(args.device)
-        return args.command(args)
+        with listening() if runs else contextlib.nullcontext():
+            import torch
+
+            if args.threads is None:
+                args.threads = int(os.environ.get("OMP_NUM_THREADS", 1)) if several_processes() else 2
+            if not 1 <= args.threads <= MOST_THREADS:
+                raise ValueError(f"--threads: wanted 1 to {MOST_THREADS}, got {args.threads}")
+            if not abs(getattr(args, "seed", 0)) <= MOST_SEED:
+                raise ValueError(f"--seed: wanted -{MOST_SEED} to {MOST_SEED}, got {args.seed}")
+            torch.set_num_threads(args.threads)
+            check_device(args.device)
+            return args.command(args)
+    except Ended as end:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            if os.environ.get("RANK", "0") != "0":
+                return end.exit_code  # the first rank speaks for all
+            again = how_to_go_on(words, hasattr(args, "resume"))
+            print(f"\nminirl: stopped {end.saved or 'at once'}. {again}", file=sys.stderr, flush=True)
+        return end.exit_code
     except KeyboardInterrupt:
-        hint = "; the same command with --resume goes on from the last checkpoint" if hasattr(args, "resume") else ""
-        print(f"\nminirl: interrupted{hint}", file=sys.stderr)
+        print("\nminirl: interrupted", file=sys.stderr)
         return 130
     except (ValueError, ArithmeticError, OSError) as error:
         if args.traceback:
             raise
         print(f"minirl: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        from minirl.ranks import alone_again
+
+        if not args.traceback and ("out of memory" in str(error) or "allocate memory" in str(error)):
+            print(f"minirl: not enough memory: {str(error).splitlines()[0][:300]}", file=sys.stderr)
+            return 2
+        if args.traceback or not several_processes() or not alone_again(error):
+            raise
+        return 1
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(words: list[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of these words: a command they do not name has a line of help and no arguments, and what it needs is not
+    imported. None: all of them."""
+
+    def named(name: str) -> bool:
+        return words is None or name in words
+
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--seed", type=int, default=0, help="same seed, same machine: the same numbers, bit for bit (0)"
     )
     common.add_argument("--device", default="cpu", help="cpu, cuda or mps (cpu)")
-    common.add_argument("--threads", type=int, default=2, help="CPU threads; results depend on their number (2)")
+    common.add_argument(
+        "--threads", type=int, help="CPU threads; results depend on their number (2; under torchrun OMP_NUM_THREADS)"
+    )
     common.add_argument("--traceback", action="store_true", help="on an error, show where it came from")
 
     parser = argparse.ArgumentParser(
@@ -61,10 +99,14 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     train = commands.add_parser("train", help="run one training loop", description="Run one training loop.")
     loops = train.add_subparsers(title="loops", metavar="NAME", required=True, dest="name")
-    from minirl.launch import LOOPS, TASK_FORMS
+    if named("train"):
+        from minirl.loops import LOOPS
 
-    for name, loop in LOOPS.items():
-        add_loop(loops.add_parser(name, help=loop.about, description=f"{name}: {loop.about}.", parents=[common]), loop)
+        for name, loop in LOOPS.items():
+            about = f"{name}: {loop.about}."
+            parser_of_loop = loops.add_parser(name, help=loop.about, description=about, parents=[common])
+            if named(name):
+                add_loop(parser_of_loop, loop)
 
     generate = commands.add_parser("generate", help="let a saved model write", parents=[common])
     generate.add_argument("model", metavar="FOLDER", help="a model in the Hugging Face layout, such as OUT/final")
@@ -76,6 +118,15 @@ def build_parser() -> argparse.ArgumentParser:
     generate.set_defaults(command=run_generate)
 
     compare = commands.add_parser("compare", help="let two saved models answer the same prompts", parents=[common])
+    if named("compare"):
+        add_compare(compare)
+    add_course(commands, named)
+    return parser
+
+
+def add_compare(compare: argparse.ArgumentParser) -> None:
+    from minirl.loops import TASK_FORMS
+
     compare.add_argument("first", metavar="A", help="a model in the Hugging Face layout, such as OUT/final")
     compare.add_argument("second", metavar="B", help="another one")
     compare.add_argument("--task", default="stories", help=f"{TASK_FORMS} (stories)")
@@ -84,37 +135,38 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--max-new-tokens", type=int, help="(what the task needs)")
     compare.add_argument("--temperature", type=float, default=1.0)
     compare.set_defaults(command=run_compare)
-    add_course(commands)
-    return parser
 
 
-def add_course(commands) -> None:
-    """The commands of the side rooms: what a learner or a teacher does beside training."""
-    from minirl.cards import command as cards
-    from minirl.cards import quiz
-    from minirl.doctor import command as doctor
-    from minirl.drills import command as drills
-    from minirl.drills import versions
-    from minirl.drills.grading import command as grading
+COURSE = {  # the commands of the side rooms, what a learner or a teacher does beside training: (module, its functions, help)
+    "doctor": ("doctor.command", "add_arguments", "run", "what is probably wrong with a run, from its metrics"),
+    "drill": (
+        "drills.command",
+        "add_drill_arguments",
+        "run_drill",
+        "a function to write, and a judge that names the mistake",
+    ),
+    "interview": ("drills.command", "add_interview_arguments", "run_interview", "a few drills against the clock"),
+    "quiz": ("cards.quiz", "add_arguments", "run", "interview questions, with spaced repetition"),
+    "cards": ("cards.command", "add_arguments", "run", "the interview cards for Anki, or as pages to print"),
+    "grade": ("drills.grading.command", "add_arguments", "run", "mark a folder of drill submissions"),
+    "notebooks": (
+        "drills.versions",
+        "add_arguments",
+        "run",
+        "a student's and a solution's version of the notebooks",
+    ),
+    "bench": ("bench.command", "add_arguments", "run", "how fast it is on a CPU, beside TRL"),
+}
 
-    for name, about, add_arguments, run in [
-        ("doctor", "what is probably wrong with a run, from its metrics", doctor.add_arguments, doctor.run),
-        (
-            "drill",
-            "a function to write, and a judge that names the mistake",
-            drills.add_drill_arguments,
-            drills.run_drill,
-        ),
-        ("interview", "a few drills against the clock", drills.add_interview_arguments, drills.run_interview),
-        ("quiz", "interview questions, with spaced repetition", quiz.add_arguments, quiz.run),
-        ("cards", "the interview cards for Anki, or as pages to print", cards.add_arguments, cards.run),
-        ("grade", "mark a folder of drill submissions", grading.add_arguments, grading.run),
-        ("notebooks", "a student's and a solution's version of the notebooks", versions.add_arguments, versions.run),
-    ]:
+
+def add_course(commands, named: Callable[[str], bool]) -> None:
+    for name, (room, add_arguments, run, about) in COURSE.items():
         parser = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
         parser.add_argument("--traceback", action="store_true", help="on an error, show where it came from")
-        add_arguments(parser)
-        parser.set_defaults(command=run)
+        if named(name):
+            module = importlib.import_module(f"minirl.{room}")
+            getattr(module, add_arguments)(parser)
+            parser.set_defaults(command=getattr(module, run))
 
 
 def check_device(name: str) -> None:
@@ -147,8 +199,26 @@ def add_loop(parser: argparse.ArgumentParser, loop) -> None:
         "--recompute", action="store_true", help="less memory, a third more time: activation checkpointing"
     )
     parser.add_argument("--ops", default="torch", help="torch, or triton: our kernels for an NVIDIA GPU (torch)")
+    if loop.settings in ("ppo", "grpo", "dpo"):
+        parser.add_argument(
+            "--shard",
+            default="ddp",
+            help="under torchrun, what a process holds: ddp, all; fsdp, a share of each layer (ddp)",
+        )
+    if loop.settings == "grpo":
+        parser.add_argument("--rollouts", metavar="URL", help="a vLLM server that samples: see minirl/served.py")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--checkpoint-every", type=int, default=10, metavar="STEPS", help="(10)")
+    parser.add_argument("--keep", type=int, default=3, metavar="K", help="checkpoints to keep, the last K (3)")
+    parser.add_argument(
+        "--on-nonfinite",
+        default="stop",
+        metavar="WHAT",
+        help="when a loss, gradient or statistic is NaN or infinite, a gradient's norm is above 1e8 or KL above 20 nats a "
+        "token. stop: end, with the tensor, the likely causes and the last good checkpoint, weights untouched. back: "
+        "return to that checkpoint with half the learning rate, at most 3 times, each kept in setbacks.json and counted in "
+        "the metrics. Nothing is ever skipped (stop)",
+    )
     if "temperature" in {field.name for field in fields(loop.config)}:
         parser.add_argument(
             "--top-p", type=float, default=1.0, help="only 1.0: training samples the whole distribution"
@@ -188,20 +258,26 @@ def run_road(args) -> int:
 
 def run_train(args) -> int:
     from minirl.launch import LOOPS, PREFERENCE_PAIRS, train
+    from minirl.ranks import join
     from minirl.rollout import check_whole_distribution
 
     check_whole_distribution(getattr(args, "top_p", 1.0))
     given = {field.name: getattr(args, field.name) for field in fields(LOOPS[args.name].config) if field.name != "seed"}
+    ranks = join(getattr(args, "shard", "ddp"), args.device)
     final = train(
         args.name,
+        ranks=ranks,
+        rollouts=getattr(args, "rollouts", None),
         task=args.task,
         out=args.out,
         model=args.model,
         reward=args.reward,
         seed=args.seed,
-        device=args.device,
+        device=ranks.device if ranks.size > 1 else args.device,
         resume=args.resume,
         checkpoint_every=args.checkpoint_every,
+        keep=args.keep,
+        on_nonfinite=args.on_nonfinite,
         max_new_tokens=getattr(args, "pair_tokens", None),
         sampled_pairs=getattr(args, "sampled_pairs", PREFERENCE_PAIRS),
         lora=args.lora,
@@ -210,7 +286,9 @@ def run_train(args) -> int:
         ops=find_ops(args.ops, args.device),
         knobs={name: value for name, value in given.items() if value is not None},
     )
-    print(f"Model: {final}\nMetrics: {args.out / 'metrics.jsonl'}\nReport: {report_on(args.out, args.words)}")
+    if ranks.first:
+        print(f"Model: {final}\nMetrics: {args.out / 'metrics.jsonl'}\nReport: {report_on(args.out, args.words)}")
+    ranks.leave()
     return 0
 
 
@@ -233,22 +311,25 @@ def find_ops(name: str, device: str):
 
 def report_on(out: Path, words: list[str]) -> Path:
     """Keep the command in the run's folder, and write its page. A run that was resumed is remade without stopping."""
+    from minirl.disk import write_aside
     from minirl.report import write_report
 
-    kept = [word for word in words if word not in ("--res", "--resu", "--resum", "--resume")]
-    line = shlex.join(["python", "-m", "minirl", *kept])
-    (out / "command.txt").write_text(line + "\n", encoding="utf-8", newline="\n")
+    write_aside(out / "command.txt", (command_line(without_resume(words)) + "\n").encode())
     return write_report(out)
 
 
 def run_generate(args) -> int:
     import torch
 
+    from minirl.disk import check_sums
     from minirl.generate import generate
     from minirl.pretrained import load_pretrained
     from minirl.rollout import responses_text
 
+    check_sums(args.model)
     model, tokenizer = load_pretrained(args.model)
+    if tokenizer is None:
+        raise ValueError(f"FOLDER: {args.model} has no tokenizer.json")
     prompts = args.prompt or ["Once upon a time"]
     rollout = generate(
         model.to(args.device),
@@ -268,6 +349,7 @@ def run_generate(args) -> int:
 def run_compare(args) -> int:
     import torch
 
+    from minirl.disk import check_sums
     from minirl.launch import Job, find_task
     from minirl.pretrained import load_pretrained
     from minirl.rollout import responses_text, roll_out
@@ -278,6 +360,7 @@ def run_compare(args) -> int:
     task, _ = find_task(args.task)
     jobs = []
     for name, folder in (("A", args.first), ("B", args.second)):
+        check_sums(folder)
         model, tokenizer = load_pretrained(folder)
         if tokenizer is None:
             raise ValueError(f"{name}: {folder} has no tokenizer.json")
@@ -308,4 +391,9 @@ def run_compare(args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if several_processes():
+        from minirl.ranks import exit_now
+
+        exit_now(code)
+    sys.exit(code)

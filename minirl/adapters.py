@@ -15,10 +15,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from minirl.files import check_path, read_json
 from minirl.layouts import family_of, tensor_names
 from minirl.lora import LoRALinear, adapted
 from minirl.model import Transformer
-from minirl.types import Tensor
+from minirl.types import Tensor, all_finite, check_knob
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -63,7 +64,7 @@ def save_adapter(model: Transformer, folder: str | Path, *, base_model: str = ""
         "alpha_pattern": {re.escape(name): x for name, x in alphas.items() if x != alpha},
         "inference_mode": True,
     }
-    folder = Path(folder)
+    folder = check_path("folder", folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: x.detach().cpu().contiguous() for name, x in tensors.items()},
@@ -80,13 +81,13 @@ def load_adapter(model: Transformer, folder: str | Path) -> Transformer:
     ValueError, naming the entry or the tensor, for anything that is not LoRA as we have it, or that fits another model; the
     model is then as it was.
     """
-    folder = Path(folder)
+    folder = check_path("folder", folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"folder: no {name} in {folder}")
     if any(True for _ in adapted(model)):
         raise ValueError("model: has LoRA already; fold it in with `merged`, or start from the base")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = read_json(folder / CONFIG)
     for name, allowed in NOT_OURS.items():
         if config.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{folder / CONFIG}: {name} {config[name]!r} is not supported, wanted {allowed[0]!r}")
@@ -99,7 +100,19 @@ def load_adapter(model: Transformer, folder: str | Path) -> Transformer:
     for theirs, (a, b) in _pairs(tensors, folder / WEIGHTS).items():
         if theirs not in layers:
             raise ValueError(f"{folder / WEIGHTS}: no layer {theirs} in this model")
-        alpha = _of_pattern(config.get("alpha_pattern"), theirs, config.get("lora_alpha", 8))
+        try:
+            alpha = _of_pattern(config.get("alpha_pattern"), theirs, config.get("lora_alpha", 8))
+            check_knob("lora_alpha", alpha, 0, open_low=True)
+        except (ValueError, re.error, AttributeError, TypeError) as error:
+            raise ValueError(f"{folder / CONFIG}: {error}") from None
+        if not (a.is_floating_point() and b.is_floating_point() and all_finite(a) and all_finite(b)):
+            raise ValueError(
+                f"{folder / WEIGHTS}: {theirs}: wanted finite floating point numbers, got {a.dtype}, {b.dtype}"
+            )
+        if not 1 <= len(a) <= min(a.shape[1], len(b)):
+            raise ValueError(
+                f"{folder / WEIGHTS}: {theirs}: wanted a rank of 1 to {min(a.shape[1], len(b))}, got {len(a)}"
+            )
         bases = [model.get_submodule(name) for name in layers[theirs]]
         outs = [base.out_features for base in bases]
         if b.shape != (sum(outs), len(a)) or a.shape[1] != bases[0].in_features:

@@ -17,6 +17,7 @@ from minirl.types import (
     check_mask,
     check_rows,
     check_shapes,
+    check_size,
     upcast,
 )
 
@@ -89,6 +90,7 @@ def _groups(rewards: Tensor, group_size: int) -> Tensor:
     check_dims(1, rewards=rewards)
     check_finite(rewards=rewards)
     check_knob("group_size", group_size, 2)
+    check_size("group_size", group_size)
     if len(rewards) == 0 or len(rewards) % group_size:
         raise ValueError(f"rewards: wanted a multiple of group_size = {group_size} rows, got {len(rewards)}")
     return upcast(rewards).view(-1, group_size)

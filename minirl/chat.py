@@ -42,6 +42,8 @@ def render(
         raise ValueError("tokenizer: has no chat template; this model was not trained on conversations")
     tokens = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
     given = {"tools": None, "documents": None} | {name: token for name, token in tokens.items() if token is not None}
+    if not isinstance(variables, dict | None):
+        raise ValueError(f"variables: wanted a dict or None, got {variables!r:.80}")
     given |= _plain("variables", variables or {})
     given |= {"messages": _checked(messages), "add_generation_prompt": add_generation_prompt}
     try:

@@ -35,6 +35,7 @@ class TransformerConfig:
             object.__setattr__(self, "kv_heads", self.heads)
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "ffn", "max_length"):
             check_size(name, getattr(self, name))
+            object.__setattr__(self, name, int(getattr(self, name)))  # numpy's whole numbers are not JSON
         if self.head_dim is None:
             if self.width % self.heads:
                 raise ValueError(f"width: wanted a multiple of heads ({self.heads}), got {self.width}")

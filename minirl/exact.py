@@ -11,6 +11,7 @@ the logits, so that autograd gives exact gradients. Use float64 for the last dig
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,9 +20,24 @@ from minirl.logprobs import token_logprobs as logprobs_of_tokens
 from minirl.masking import blank
 from minirl.model import Transformer
 from minirl.tokenizer import Tokenizer, character_tokenizer
-from minirl.types import Bool, Float, Int, Rollout, Tensor, check_dims, check_knob, check_rows, check_shapes
+from minirl.types import (
+    Bool,
+    Float,
+    Int,
+    Rollout,
+    Tensor,
+    check_dims,
+    check_knob,
+    check_mask,
+    check_rows,
+    check_shapes,
+    check_size,
+    check_tensors,
+    check_together,
+)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+MOST_STEPS = 1000  # of a sequence
 MOST_BATCHES = 100_000  # of which `expected_gradient` takes one gradient each
 
 
@@ -39,9 +55,12 @@ class World:
     """
 
     def __init__(self, vocab_size: int, max_length: int, *, eos: int | None = 0):
+        check_size("vocab_size", vocab_size, 2)
         check_knob("vocab_size", vocab_size, 2, len(LETTERS))
-        check_knob("max_length", max_length, 1)
+        check_size("max_length", max_length)
+        check_knob("max_length", max_length, 1, MOST_STEPS)
         if eos is not None:
+            check_size("eos", eos, 0)
             check_knob("eos", eos, 0, vocab_size - 1)
         self.vocab_size, self.max_length, self.eos = vocab_size, max_length, eos
         going_on = [token for token in range(vocab_size) if token != eos]
@@ -79,6 +98,11 @@ class World:
 
     def rows(self, response: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Int[Tensor, " B"]:
         """Which of the sequences each sampled response is. ValueError for one that is not of this world."""
+        check_dims(2, response=response)
+        check_shapes(response=response, mask=mask)
+        check_mask(mask)
+        if response.is_floating_point():
+            raise ValueError(f"response: wanted whole numbers, got {response.dtype}")
         found = []
         for tokens, counted in zip(response.tolist(), mask.tolist(), strict=True):
             sequence = tuple(token for token, counts in zip(tokens, counted, strict=True) if counts)
@@ -98,11 +122,14 @@ class World:
 
     def prompts(self, n: int, generator: torch.Generator | None = None) -> list[str]:
         """There is one prompt, the letter a, n times: token 0, the end token, stands before every sequence as in GPT-2."""
+        check_size("n", n, 0)
         return ["a"] * n
 
     def scorer(self, scores: Float[Tensor, " Y"]) -> Callable[[list[str], Rollout], Tensor]:
         """A scorer for the loops: a table of one score a sequence."""
-        check_rows(self.tokens, scores=scores)
+        check_dims(1, scores=scores)
+        if len(scores) != len(self):
+            raise ValueError(f"scores: wanted one a sequence, {len(self)}, got {len(scores)}")
         return lambda prompts, rollout: scores.to(rollout.tokens.device)[self.rows(rollout.response, rollout.mask)]
 
 
@@ -126,13 +153,17 @@ def policy_logits(world: World, model: Transformer, prompt: Sequence[int] = PROM
 
 def along(world: World, table: Tensor) -> Float[Tensor, "Y L"]:
     """Read a table along every sequence: (S,) at its states, (S, V) at its choices. 0 at padding."""
+    check_tensors(table=table)
+    if table.shape not in (world.depth.shape, world.child.shape):
+        wanted = f"{tuple(world.depth.shape)} or {tuple(world.child.shape)}"
+        raise ValueError(f"table: wanted shape {wanted}, got {tuple(table.shape)}")
     entries = table[world.states] if table.dim() == 1 else table[world.states, world.tokens]
     return blank(entries, world.mask)
 
 
 def token_logprobs(world: World, logits: Float[Tensor, "S V"]) -> Float[Tensor, "Y L"]:
     """log pi(a_t | s_t) of every token of every sequence; 0 at padding."""
-    check_dims(2, logits=logits)
+    check_table(world, logits=logits)
     return blank(logprobs_of_tokens(logits[world.states], world.tokens), world.mask)
 
 
@@ -141,18 +172,29 @@ def sequence_logprobs(world: World, logits: Float[Tensor, "S V"]) -> Float[Tenso
     return token_logprobs(world, logits).sum(1)
 
 
+def check_table(world: World, **tables: Tensor) -> None:
+    """Each table holds one number for each choice in each state."""
+    check_tensors(**tables)
+    for name, x in tables.items():
+        if x.shape != world.child.shape:
+            raise ValueError(f"{name}: wanted shape {tuple(world.child.shape)}, one a choice, got {tuple(x.shape)}")
+    check_together(world.child, **tables)
+
+
 # Two distributions over the sequences, as log-probabilities (Y,).
 
 
 def kl(logp: Float[Tensor, " Y"], logq: Float[Tensor, " Y"]) -> Float[Tensor, ""]:
     """KL(p || q) = sum_y p(y) (log p(y) - log q(y)). The leash of RLHF is kl(policy, reference), the "reverse" KL; the
     "forward" one, which supervised learning minimises, is kl(target, policy)."""
+    check_dims(1, logp=logp)
     check_shapes(logp=logp, logq=logq)
     return (logp.exp() * (logp - logq)).sum()
 
 
 def entropy(logp: Float[Tensor, " Y"]) -> Float[Tensor, ""]:
     """-sum_y p(y) log p(y), of whole sequences, in nats."""
+    check_dims(1, logp=logp)
     return -(logp.exp() * logp).sum()
 
 
@@ -166,7 +208,8 @@ def objective(
     logp: Float[Tensor, " Y"], ref_logp: Float[Tensor, " Y"], scores: Float[Tensor, " Y"], *, beta: float
 ) -> Float[Tensor, ""]:
     """J = E_pi[r] - beta KL(pi || pi_ref), what RLHF maximises (Ziegler et al. 2019, eq. 2; Ouyang et al. 2022, eq. 2)."""
-    check_shapes(logp=logp, scores=scores)
+    check_shapes(logp=logp, ref_logp=ref_logp, scores=scores)
+    check_knob("beta", beta)
     return (logp.exp() * scores).sum() - beta * kl(logp, ref_logp)
 
 
@@ -206,6 +249,9 @@ def choice_rewards(
     With kl = logits.log_softmax(1) - ref_logits.log_softmax(1) these are the rewards of `rewards.kl_shaped_rewards`.
     """
     check_rows(world.tokens, scores=scores)
+    check_knob("kl_coef", kl_coef)
+    if kl is not None:
+        check_table(world, kl=kl)
     ended = torch.where(world.ends >= 0, scores[world.ends.clamp(min=0)], scores.new_zeros(()))
     return ended if kl is None else ended - kl_coef * kl
 
@@ -217,7 +263,7 @@ def values(
 
     V is 0 after the last choice. Q - V are the exact advantages; `along` reads them token by token.
     """
-    check_shapes(logits=logits, rewards=rewards)
+    check_table(world, logits=logits, rewards=rewards)
     check_knob("gamma", gamma, 0, 1)
     probabilities = logits.softmax(1)
     v = rewards.new_zeros(len(rewards))
@@ -243,10 +289,14 @@ def expected_gradient(
     treated rightly. `loss` has to compute its log-probabilities anew in each call. The mean has the shape of `parameter`;
     the variance is the sum over its entries, E|g|^2 - |E g|^2. ValueError beyond 100,000 batches.
     """
-    check_knob("batch", batch, 1)
+    check_size("batch", batch)
+    check_dims(1, probabilities=probabilities)
+    check_tensors(parameter=parameter)
+    if not parameter.requires_grad:
+        raise ValueError("parameter: wanted a tensor that requires a gradient, got one that does not")
     possible = torch.nonzero(probabilities > 0).squeeze(1).tolist()
-    if len(possible) ** batch > MOST_BATCHES:
-        raise ValueError(f"batch: {len(possible)} sequences and batch {batch} are {len(possible) ** batch:,} batches")
+    if len(possible) > 1 and batch * math.log(len(possible)) > math.log(MOST_BATCHES) + 1e-9:
+        raise ValueError(f"batch: {len(possible)} sequences and batch {batch} are more than {MOST_BATCHES:,} batches")
     mean, square = torch.zeros_like(parameter), parameter.new_zeros(())
     for rows in itertools.product(possible, repeat=batch):
         chosen = torch.tensor(rows)

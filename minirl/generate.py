@@ -11,10 +11,11 @@ import torch
 from minirl.attention import KVCache
 from minirl.decoder import Decoder
 from minirl.model import PolicyWithValue, Transformer
+from minirl.ranks import ALONE, Ranks
 from minirl.sampling import Choose
 from minirl.sampling import inverse_cdf as inverse_cdf  # where a reader looks for them
 from minirl.sampling import nucleus as nucleus
-from minirl.types import Int, Rollout, Tensor, check_knob, check_size, upcast
+from minirl.types import Int, Rollout, Tensor, check_knob, check_size, is_whole, shortened, upcast
 
 
 def generate(
@@ -27,11 +28,13 @@ def generate(
     group_size: int = 1,
     eos: int | None = None,
     generator: torch.Generator | None = None,
+    ranks: Ranks = ALONE,
 ) -> Rollout:
     """`group_size` sampled responses to each prompt, group by group; each ends with `eos` or after max_new_tokens.
 
     `generator` supplies the randomness, on any device (a CPU generator serves a model on a GPU); None is PyTorch's global
     one on the CPU. T, the width of the response, is the length of the longest one. After its end a row holds `eos`.
+    One of several `ranks` answers its share of the prompts, with the noise these prompts have on one machine.
 
     ValueError: no prompts, an empty prompt, a token or eos outside the vocabulary, a knob out of range, or a prompt that
     leaves no room for max_new_tokens in the model's max_length.
@@ -40,17 +43,20 @@ def generate(
     check_knob("top_p", top_p, 0, 1, open_low=True)
     check_size("max_new_tokens", max_new_tokens)
     check_size("group_size", group_size)
+    policy = model.policy if isinstance(model, PolicyWithValue) else model
+    check_prompts(policy, prompts, max_new_tokens, eos)  # before noise is drawn for what has no room
     # All the noise at once: how much of the generator is used does not depend on when the rows end.
     source = "cpu" if generator is None else generator.device
     noise = torch.rand(max_new_tokens, len(prompts) * group_size, generator=generator, device=source)
-    policy = model.policy if isinstance(model, PolicyWithValue) else model
-    noise = noise.to(policy.embed.weight.device)
+    mine = ranks.part(len(prompts))
+    rows = slice(mine.start * group_size, mine.stop * group_size)
+    noise = noise[:, rows].to(policy.embed.weight.device)
 
     def choose(logits: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
         uniform = noise[step] if isinstance(step, int) else noise.index_select(0, step).squeeze(0)
         return policy.ops.sample(logits, uniform, temperature=temperature, top_p=top_p)
 
-    return _respond(model, prompts, max_new_tokens, group_size, eos, choose)
+    return _respond(model, prompts[mine], max_new_tokens, group_size, eos, choose)
 
 
 def generate_greedy(
@@ -104,21 +110,30 @@ def _left_padded(
     policy: Transformer, prompts: list[list[int]], max_new_tokens: int, eos: int | None
 ) -> tuple[Int[Tensor, "N P"], Int[Tensor, " N"]]:
     """The prompts as one tensor with 0 on the left of the shorter ones, and how many zeros each row has."""
-    vocab_size, max_length = policy.config.vocab_size, policy.config.max_length
-    if not prompts:
-        raise ValueError("prompts: wanted at least one prompt, got an empty list")
-    for i, prompt in enumerate(prompts):
-        if len(prompt) == 0:
-            raise ValueError(f"prompts: prompt {i} is empty; wanted at least one token (a BOS token will do)")
-        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-            raise ValueError(f"prompts: prompt {i} has a token outside the vocabulary [0, {vocab_size})")
-    if eos is not None and not 0 <= eos < vocab_size:
-        raise ValueError(f"eos: wanted a token in [0, {vocab_size}), got {eos}")
+    check_prompts(policy, prompts, max_new_tokens, eos)
     width = max(map(len, prompts))
-    if width + max_new_tokens > max_length:
-        wanted = f"{width} prompt tokens and max_new_tokens={max_new_tokens}"
-        raise ValueError(f"prompts: {wanted} do not fit into the model's max_length {max_length}")
     rows = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     starts = torch.tensor([width - len(prompt) for prompt in prompts])
     device = policy.embed.weight.device
     return torch.tensor(rows).to(device), starts.to(device)
+
+
+def check_prompts(policy: Transformer, prompts: list[list[int]], max_new_tokens: int, eos: int | None) -> None:
+    vocab_size, max_length = policy.config.vocab_size, policy.config.max_length
+    if not isinstance(prompts, list | tuple):
+        raise ValueError(f"prompts: wanted a list of lists of tokens, got {type(prompts).__name__}")
+    if not prompts:
+        raise ValueError("prompts: wanted at least one prompt, got an empty list")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, list | tuple) or not all(is_whole(token) for token in prompt):
+            raise ValueError(f"prompts: wanted whole numbers in prompt {i}, got {shortened(prompt)}")
+        if len(prompt) == 0:
+            raise ValueError(f"prompts: prompt {i} is empty; wanted at least one token (a BOS token will do)")
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            raise ValueError(f"prompts: prompt {i} has a token outside the vocabulary [0, {vocab_size})")
+    if eos is not None and not (isinstance(eos, int) and 0 <= eos < vocab_size):
+        raise ValueError(f"eos: wanted a token in [0, {vocab_size}), got {shortened(eos)}")
+    width = max(map(len, prompts))
+    if width + max_new_tokens > max_length:
+        wanted = f"{width} prompt tokens and max_new_tokens={max_new_tokens}"
+        raise ValueError(f"prompts: {wanted} do not fit into the model's max_length {max_length}")

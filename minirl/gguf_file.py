@@ -16,6 +16,7 @@ import tokenizers
 import torch
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from minirl.files import check_path
 from minirl.layouts import read_config
 from minirl.model import Transformer
 from minirl.pretrained import Readers, assemble
@@ -39,6 +40,8 @@ NAMES = {  # GGUF's name of a part, and the Hugging Face one
     "ffn_down": "mlp.down_proj",
 }
 CONTROL, USER_DEFINED = 3, 4  # kinds of token that stand for themselves and are not made by merging
+STRING, ARRAY = 8, 9  # kinds of entry; the others are numbers of so many bytes
+WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -52,7 +55,7 @@ def load_gguf(
     Weights are decompressed one at a time into `dtype`. FileNotFoundError, ImportError (no gguf package), or ValueError,
     naming the file, for another architecture, a tensor that is missing or too many, a tokenizer that is no byte-level BPE.
     """
-    path = Path(path)
+    path = check_path("path", path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -60,6 +63,7 @@ def load_gguf(
     except ImportError:
         raise ImportError("GGUF files want the gguf package: pip install gguf") from None
     try:
+        check_lengths(path)
         reader = GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # what the package raises on a damaged file has no type of its own
@@ -72,12 +76,57 @@ def load_gguf(
         raise ValueError(f"{path}: no entry {error.args[0]}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except Exception as error:  # entries of other kinds than they should be: a word for a number, a list for a word
+        raise ValueError(f"{path}: its metadata make no sense: {type(error).__name__}: {error}") from None
     interleaved = {"attn_q": config.heads, "attn_k": config.kv_heads} if _family(fields) == "llama" else {}
     readers: Readers = {}
     for name, tensor in compressed.items():
         part = name.rpartition(".")[0].rpartition(".")[2]
         readers[_plain_name(name)] = partial(_decompress, tensor, interleaved.get(part))
     return assemble(config, readers, path, dtype=dtype, device=device), tokenizer
+
+
+def check_lengths(path: Path) -> None:
+    """Walks over a file's counts and lengths before anybody believes them: a damaged one is read for ever. ValueError."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+
+        def number(width: int) -> int:
+            if len(data := file.read(width)) < width:
+                raise ValueError("it ends in the middle of its metadata")
+            return int.from_bytes(data, "little")
+
+        def skip(length: int) -> None:
+            if length > size - file.tell():
+                raise ValueError(f"a length of {length} reaches beyond its end")
+            file.seek(length, 1)
+
+        def value(kind: int) -> None:
+            if kind == ARRAY:
+                kind, length = number(4), number(8)
+                if kind == STRING:
+                    for _ in range(length):
+                        skip(number(8))
+                else:
+                    skip(length * width_of(kind))
+            else:
+                skip(number(8) if kind == STRING else width_of(kind))
+
+        number(8)  # the magic and the version, which the package looks at
+        tensors, entries = number(8), number(8)
+        for _ in range(entries):
+            skip(number(8))
+            value(number(4))
+        for _ in range(tensors):
+            skip(number(8))
+            skip(8 * number(4))
+            number(12)
+
+
+def width_of(kind: int) -> int:
+    if kind not in WIDTHS:
+        raise ValueError(f"an entry of kind {kind}")
+    return WIDTHS[kind]
 
 
 def _family(fields: dict) -> str:

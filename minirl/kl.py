@@ -71,7 +71,7 @@ class AdaptiveKL:
 
     def update(self, kl: float, n_steps: int) -> float:
         """Takes the KL of the last batch, returns the coefficient for the next."""
-        check_knob("kl", float(kl))
+        check_knob("kl", kl)
         check_knob("n_steps", n_steps, 1)
         error = min(max(float(kl) / self.target - 1, -0.2), 0.2)
         factor = 1 + error * n_steps / self.horizon

@@ -1,221 +1,87 @@
-"""`python -m minirl train NAME`: which loop, on which world, from which model, for which reward.
+"""`python -m minirl train NAME`: which loop, on which world, from which model, for which reward, and what is left in OUT.
 
 Each NAME is an entry of LOOPS. Its knobs are the fields of the loop's config, and the command line offers them all.
 """
 
+import contextlib
 import copy
-import importlib.util
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+import sys
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
+from tqdm import tqdm
 
 from minirl.adapters import save_adapter
-from minirl.lora import adapted, add_lora, base_of, merged
-from minirl.model import PolicyWithValue, RewardModel, Transformer, summed
+from minirl.checkpoint import newest_step
+from minirl.disk import alone_in, check_sums, naming, replacing, sums_of, write_sums
+from minirl.files import parse_json, read_text
+from minirl.guards import SETBACKS, NonFiniteError, setbacks, write_setbacks
+from minirl.loops import LOOPS, PREFERENCE_PAIRS, TASK_FORMS, TASKS, Job, Loop, stored_weights
+from minirl.lora import add_lora, base_of, merged
+from minirl.model import PolicyWithValue, RewardModel, Transformer
 from minirl.ops import TORCH, Ops
-from minirl.pretrained import load_pretrained, load_reward_model, save_pretrained
-from minirl.rollout import Rule, Scorer, join, model_scorer, preference_pairs, roll_out, rule_scorer
+from minirl.pretrained import load_pretrained, save_pretrained
+from minirl.ranks import ALONE, Ranks
+from minirl.rollout import model_scorer
 from minirl.run import Run
 from minirl.samples import write_samples
-from minirl.tasks import DATA, addition, countdown, digit_sum, gsm8k, stories
+from minirl.served import check_server, sampler
+from minirl.shards import whole_state
+from minirl.tasks import gsm8k
 from minirl.tokenizer import Tokenizer
-from minirl.train import critic_free, dpo, grpo, kto, ppo, pretrain, reward_model, sft
-from minirl.train.settings import ADDITION, COUNTDOWN, DIGIT_SUM, PREFERENCE_PAIRS, STORIES, tiny_transformer
-from minirl.types import PreferenceBatch, check_knob
+from minirl.train.settings import tiny_transformer
+from minirl.types import check_knob, check_size, check_texts
 
-TASKS = {
-    "stories": (stories, STORIES),
-    "digit_sum": (digit_sum, DIGIT_SUM),
-    "addition": (addition, ADDITION),
-    "countdown": (countdown, COUNTDOWN),
-}
-PROMPTS_AT_ONCE = 32  # of a file, whose prompts may be long and whose model may be large
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TASK_FORMS = f"{', '.join(TASKS)}, gsm8k:PATH (its file or folder) or a .jsonl file of prompts"
 
 
-@dataclass(frozen=True)
-class Job:
-    """Everything a loop needs, found and loaded."""
+def train(name: str, *, out: Path, resume: bool, on_nonfinite: str = "stop", ranks: Ranks = ALONE, **given) -> Path:
+    """Run one loop and write OUT; returns the folder of the trained model. `given`: what `attempt` takes.
 
-    task: ModuleType | SimpleNamespace
-    model: Transformer  # where training starts
-    tokenizer: Tokenizer
-    reward: str | None
-    seed: int
-    device: str
-    max_new_tokens: int | None = None  # of sampled pairs and of the samples shown; None: what the task needs
-    sampled_pairs: int = PREFERENCE_PAIRS
-
-    @property
-    def length(self) -> int:
-        return self.task.MAX_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
-
-    @property
-    def ref(self) -> Transformer:
-        """The model as it starts, frozen: a copy, or with LoRA the same tensors without the corrections."""
-        if any(True for _ in adapted(self.model)):
-            return base_of(self.model)
-        return copy.deepcopy(self.model).requires_grad_(False)
-
-    @property
-    def scorer(self) -> Scorer:
-        """--reward, or what the task is paid with: the stored reward model where there is one, else its own score."""
-        judge = self.judge
-        if judge is not None:
-            return model_scorer(judge)
-        if self.reward is not None:
-            return rule_scorer(load_rule(self.reward), self.tokenizer)
-        if getattr(self.task, "score", None) is None:
-            raise ValueError(
-                "--reward: this task has no score of its own; name rule.py:function or a reward model's folder"
-            )
-        return rule_scorer(self.task.score, self.tokenizer)
-
-    @property
-    def judge(self) -> RewardModel | None:
-        """The reward model that pays, None where a rule does."""
-        if self.reward is None:
-            folder = stored_weights(self.task, "reward_model")
-        else:
-            folder = None if ".py:" in self.reward else Path(self.reward)
-        if folder is None:
-            return None
-        judge, tokenizer = load_reward_model(folder)
-        if tokenizer is not None and tokenizer.vocab_size != self.tokenizer.vocab_size:
-            raise ValueError(
-                f"--reward: {folder} has {tokenizer.vocab_size} tokens, the policy {self.tokenizer.vocab_size}"
-            )
-        return judge.to(self.device).requires_grad_(False)
-
-    @property
-    def watch(self) -> Scorer | None:
-        gold = getattr(self.task, "gold", None)
-        return None if gold is None else rule_scorer(gold, self.tokenizer)
-
-    def examples(self, kind: str) -> pretrain.Examples:
-        found = getattr(self.task, kind, None)
-        if found is None:
-            raise ValueError(
-                f"--task: this task has no {kind.replace('_', ' ')} to learn from; use {', '.join(TASKS)} or gsm8k:PATH"
-            )
-        return found
-
-    def pairs(self) -> PreferenceBatch:
-        """Pairs of the model's own responses, ordered by the task's noisy labeller, or by the reward where it has none."""
-        generator = torch.Generator().manual_seed(self.seed + 10_000)
-        prompts = self.task.prompts(self.sampled_pairs, generator)
-        at_once = len(prompts) if isinstance(self.task, ModuleType) else PROMPTS_AT_ONCE  # our worlds are small
-        parts = [
-            roll_out(
-                self.model,
-                self.tokenizer,
-                prompts[i : i + at_once],
-                max_new_tokens=self.length,
-                group_size=2,
-                generator=generator,
-            )
-            for i in range(0, len(prompts), at_once)
-        ]
-        texts = [text for part, _ in parts for text in part]
-        rollout = parts[0][1] if len(parts) == 1 else join([part for _, part in parts])
-        truth = self.watch or self.scorer
-        scores = truth(texts, rollout)
-        return preference_pairs(rollout, stories.label(scores[::2], scores[1::2], generator))
+    With on_nonfinite "back", a step that is not finite sends the run back to its last checkpoint with half the learning
+    rate, at most SETBACKS times. Each is a line of OUT/setbacks.json and a number in the metrics from there on.
+    """
+    if on_nonfinite not in ("stop", "back"):
+        raise ValueError(f"--on-nonfinite: wanted stop or back, got {on_nonfinite!r}")
+    if on_nonfinite == "back" and ranks.size > 1:
+        raise ValueError("--on-nonfinite back: one process only; several stop, and --resume goes on")
+    check_size("--keep", given.get("keep", 3))
+    with alone_in(Path(out)) if ranks.first else contextlib.nullcontext():
+        while True:
+            try:
+                return attempt(name, out=Path(out), resume=resume, ranks=ranks, **given)
+            except NonFiniteError as error:
+                if on_nonfinite == "stop" or not error.step:
+                    again = ". To go on from there with half the learning rate: --resume --on-nonfinite back"
+                    raise NonFiniteError(f"{error}{again if error.step else ''}") from error
+                go_back(Path(out), error)
+                resume = True
 
 
-@dataclass(frozen=True)
-class Loop:
-    config: type
-    settings: str  # which entry of the settings of a task
-    start: str  # which stored weights it starts from
-    run: Callable  # (job, config, run) -> the trained model
-    about: str
+def go_back(out: Path, error: NonFiniteError) -> None:
+    """Write down that the run broke and goes back. The next attempt, or the next start after a kill, reads it."""
+    found, back_to = setbacks(out), newest_step(out / "checkpoints")
+    if len(found) == SETBACKS:
+        raise NonFiniteError(
+            f"{error}. It went back {SETBACKS} times, with half the learning rate each, and broke again."
+        )
+    write_setbacks(out, [*found, {"step": error.step, "back_to": back_to, "why": str(error)}])
+    tqdm.write(f"minirl: {error}. Going back to step {back_to} with half the learning rate.", file=sys.stderr)
 
 
-def run_pretrain(job: Job, config, run: Run):
-    return pretrain.train(job.model, job.tokenizer, job.examples("pretraining_examples"), config, run)
+def halvings(out: Path, resume: bool) -> int:
+    """How often the run went back before the checkpoint it stands at. What came later comes again by itself."""
+    found = setbacks(out)
+    stand = newest_step(out / "checkpoints") if found else 0
+    kept = [setback for setback in found if resume and setback["back_to"] <= stand]
+    if kept != found:
+        write_setbacks(out, kept)
+    return len(kept)
 
 
-def run_sft(job: Job, config, run: Run):
-    return sft.train(job.model, job.tokenizer, job.examples("demonstrations"), config, run)
-
-
-def run_reward_model(job: Job, config, run: Run):
-    judge = RewardModel(copy.deepcopy(job.model), summed).to(job.device)
-    return reward_model.train(judge, job.pairs(), config, run)
-
-
-def run_ppo(job: Job, config, run: Run):
-    actor = PolicyWithValue(job.model)
-    return ppo.train(actor, job.ref, job.tokenizer, job.task.prompts, job.scorer, config, run, watch=job.watch)
-
-
-def run_critic_free(row: critic_free.CriticFree, job: Job, config, run: Run):
-    needs_ref = config.kl_coef > 0 or config.max_kl is not None
-    return grpo.train(
-        job.model,
-        job.ref if needs_ref else None,
-        job.tokenizer,
-        job.task.prompts,
-        job.scorer,
-        config,
-        run,
-        row=row,
-        watch=job.watch,
-    )
-
-
-def run_dpo(row: dpo.PairLoss, job: Job, config, run: Run):
-    return dpo.train(job.model, job.ref, job.pairs(), config, run, row=row)
-
-
-def run_kto(job: Job, config, run: Run):
-    return kto.train(job.model, job.ref, job.pairs(), config, run)
-
-
-def critic_free_loop(row: critic_free.CriticFree, about: str) -> Loop:
-    return Loop(grpo.GRPOConfig, "grpo", "sft", partial(run_critic_free, row), about)
-
-
-def pair_loop(row: dpo.PairLoss, about: str) -> Loop:
-    return Loop(dpo.DPOConfig, "dpo", "sft", partial(run_dpo, row), about)
-
-
-LOOPS = {
-    "pretrain": Loop(
-        pretrain.PretrainConfig, "pretrain", "", run_pretrain, "next-token prediction from random weights"
-    ),
-    "sft": Loop(sft.SFTConfig, "sft", "pretrain", run_sft, "next-token prediction on demonstrations"),
-    "reward_model": Loop(
-        reward_model.RewardModelConfig, "reward_model", "sft", run_reward_model, "Bradley-Terry on noisy preferences"
-    ),
-    "ppo": Loop(ppo.PPOConfig, "ppo", "sft", run_ppo, "a critic, a clip, KL in the reward"),
-    "grpo": critic_free_loop(critic_free.GRPO, "a group's mean and std as baseline, k3 in the loss"),
-    "dr_grpo": critic_free_loop(critic_free.DR_GRPO, "GRPO without the std and the length"),
-    "dapo": critic_free_loop(critic_free.DAPO, "clip-higher, token mean, dynamic sampling"),
-    "gspo": critic_free_loop(critic_free.GSPO, "one ratio a response"),
-    "cispo": critic_free_loop(critic_free.CISPO, "clipped weights, no clipped gradient"),
-    "rloo": critic_free_loop(critic_free.RLOO, "REINFORCE with the mean of the others as baseline"),
-    "reinforce": critic_free_loop(critic_free.REINFORCE, "REINFORCE with the batch mean as baseline"),
-    "rejection_sampling": critic_free_loop(critic_free.REJECTION, "SFT on the best of each group"),
-    "rwr": critic_free_loop(critic_free.RWR, "SFT weighted by exp(score / beta)"),
-    "dpo": pair_loop(dpo.DPO, "direct preference optimisation"),
-    "ipo": pair_loop(dpo.IPO, "a squared target for the margin"),
-    "cdpo": pair_loop(dpo.CDPO, "DPO with label smoothing"),
-    "robust": pair_loop(dpo.ROBUST, "DPO unbiased under flipped labels"),
-    "simpo": pair_loop(dpo.SIMPO, "averaged log-probabilities, no reference"),
-    "orpo": pair_loop(dpo.ORPO, "SFT plus an odds ratio, no reference"),
-    "kto": Loop(kto.KTOConfig, "kto", "sft", run_kto, "good and bad responses without pairs"),
-}
-
-
-def train(
+def attempt(
     name: str,
     *,
     task: str,
@@ -233,22 +99,32 @@ def train(
     dtype: str = "fp32",
     recompute: bool = False,
     ops: Ops = TORCH,
+    keep: int = 3,
+    ranks: Ranks = ALONE,
+    rollouts: str | None = None,
 ) -> Path:
-    """Run one loop and write OUT; returns the folder of the trained model, and with LoRA writes OUT/adapter as well."""
+    """Run one loop from its start or its last checkpoint, and write what it leaves: final/, and with LoRA adapter/ too."""
     loop = LOOPS[name]
     check_savings(loop, lora, dtype)
+    check_scaling(loop, lora, ranks, rollouts)
     module, settings = find_task(task)
     start, tokenizer = starting_model(module, loop, model, seed, DTYPES[dtype], device)
     if lora is not None:
         torch.manual_seed(seed)
         add_lora(start, rank=lora)
     start.recompute, start.ops = recompute, ops
-    job = Job(module, start, tokenizer, reward, seed, device, max_new_tokens, sampled_pairs)
+    served = None
+    if rollouts is not None:
+        check_server(rollouts, merged(start), tokenizer, out / "serving", ranks)
+        served = sampler(rollouts, out / "serving", ranks=ranks, export=exporter(start, ranks))
+        knobs = {"correction": 2.0} | knobs
+    job = Job(module, start, tokenizer, reward, seed, device, max_new_tokens, sampled_pairs, ranks, served)
     config = settings.get(loop.settings, loop.config())
     if loop.settings not in settings and "max_new_tokens" in {f.name for f in fields(config)}:
         config = replace(config, max_new_tokens=module.MAX_NEW_TOKENS)
     config = replace(config, seed=seed, **knobs)
-    recorded = {"loop": name, "task": task, "model": model, "reward": reward, "device": device} | asdict(config)
+    kind = device if ranks is ALONE else device.partition(":")[0]  # each rank has a GPU of its own
+    recorded = {"loop": name, "task": task, "model": model, "reward": reward, "device": kind} | asdict(config)
     check_knob("sampled_pairs", sampled_pairs, 2)
     recorded |= {
         "pair_tokens": max_new_tokens,
@@ -257,17 +133,69 @@ def train(
         "dtype": dtype,
         "recompute": recompute,
     }
-    run = Run(out, config=recorded, resume=resume, checkpoint_every=checkpoint_every, name=name)
-    trained = loop.run(job, config, run)
-    if lora is not None:
-        save_adapter(start, Path(out) / "adapter", base_model=model or "")
-        before = base_of(start)
-        trained = without_lora(trained)
-    else:
-        before, _ = starting_model(module, loop, model, seed, DTYPES[dtype], device)  # once more: training changed it
-    save_pretrained(trained, tokenizer, Path(out) / "final")
-    show_samples(replace(job, model=before), trained, config, Path(out) / "samples.json")
-    return Path(out) / "final"
+    if rollouts is not None:
+        recorded["rollouts"] = rollouts
+    run = Run(out, config=recorded, resume=resume, checkpoint_every=checkpoint_every, keep=keep, name=name, ranks=ranks)
+    if setbacks_so_far := ranks.most(halvings(out, resume) if ranks.first else 0):
+        config = replace(config, lr=config.lr * 0.5**setbacks_so_far)
+        run.constants = {"setbacks": float(setbacks_so_far)}
+    with run.telling_where():
+        trained = loop.run(job, config, run)
+    trained = unsharded(trained, module, loop, model, seed, DTYPES[dtype], device, ranks)
+    if not ranks.first:
+        ranks.barrier()
+        return out / "final"
+    with naming(out):
+        if lora is not None:
+            with replacing(out / "adapter") as aside:
+                save_adapter(start, aside, base_model=model or "")
+            before = base_of(start)
+            trained = without_lora(trained)
+        else:
+            before, _ = starting_model(module, loop, model, seed, DTYPES[dtype], device)  # again: training changed it
+        # The old list goes first: killed from here on, there is none, and not a wrong one.
+        sums_of(out / "final").unlink(missing_ok=True)
+        save_pretrained(trained, tokenizer, out / "final")
+        write_sums(out / "final")
+        show_samples(replace(job, model=before, ranks=ALONE), trained, config, out / "samples.json")
+    ranks.barrier()
+    return out / "final"
+
+
+def check_scaling(loop: Loop, lora: int | None, ranks: Ranks, rollouts: str | None) -> None:
+    if (ranks.size > 1 or ranks.shard == "fsdp") and loop.settings not in ("ppo", "grpo", "dpo"):
+        raise ValueError(
+            f"torchrun: {loop.settings} trains in one process; ppo, grpo, dpo and their kin train in several"
+        )
+    if ranks.shard == "fsdp" and lora is not None:
+        raise ValueError(
+            "--shard fsdp: shares all weights, and --lora trains a few of them; use --shard ddp with --lora"
+        )
+    if rollouts is not None and loop.settings != "grpo":
+        raise ValueError(f"--rollouts: a server samples for grpo and its kin, not for {loop.settings}")
+
+
+def exporter(start: Transformer, ranks: Ranks):
+    """A function that makes a plain whole model of the one that is trained: what a server reads."""
+    if ranks.shard != "fsdp":
+        return merged
+    plain = copy.deepcopy(start).cpu()
+
+    def export(model: Transformer) -> Transformer:
+        plain.load_state_dict(whole_state(model))
+        return plain
+
+    return export
+
+
+def unsharded(trained, module, loop: Loop, model: str | None, seed: int, dtype, device: str, ranks: Ranks):
+    """The trained model, whole; on every rank, since each holds a share."""
+    if ranks.shard != "fsdp":
+        return trained
+    whole, _ = starting_model(module, loop, model, seed, dtype, device)
+    whole = PolicyWithValue(whole) if isinstance(trained, PolicyWithValue) else whole
+    whole.load_state_dict(whole_state(trained))
+    return whole
 
 
 def check_savings(loop: Loop, lora: int | None, dtype: str) -> None:
@@ -328,9 +256,12 @@ def find_task(name: str) -> tuple[ModuleType | SimpleNamespace, dict]:
     if not Path(name).is_file():
         raise ValueError(f"--task: no file {name}")
     found = []
-    for number, line in enumerate(Path(name).read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(Path(name)).split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
-            found.append(str(json.loads(line)["prompt"]))
+            found.append(parse_json(line)["prompt"])
+            check_texts(prompts=found[-1:])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'--task: {name}, line {number}: wanted {{"prompt": "..."}} ({error})') from None
     if not found:
@@ -347,6 +278,7 @@ def starting_model(
 ) -> tuple[Transformer, Tokenizer]:
     """--model, or the weights stored for this task, or a new model where the loop starts from nothing."""
     if folder is not None:
+        check_sums(folder)
         model, tokenizer = load_pretrained(folder, dtype=dtype, device=device)
         if tokenizer is None:
             raise ValueError(f"--model: {folder} has no tokenizer.json")
@@ -361,24 +293,3 @@ def starting_model(
     tokenizer = module.tokenizer()
     torch.manual_seed(seed)
     return Transformer(tiny_transformer(tokenizer.vocab_size)).to(device=device, dtype=dtype), tokenizer
-
-
-def stored_weights(module, stage: str) -> Path | None:
-    folder = DATA / "weights" / f"{module.__name__.rpartition('.')[2]}_{stage}"
-    return folder if folder.is_dir() else None
-
-
-def load_rule(spec: str) -> Rule:
-    """path/to/rule.py:function, with the signature function(prompts, responses) -> one number a response."""
-    path, _, name = spec.rpartition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"--reward: no file {path}")
-    module_spec = importlib.util.spec_from_file_location("minirl_user_rule", path)
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"--reward: {path} does not run: {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, name, None)):
-        raise ValueError(f"--reward: {path} has no function {name!r}")
-    return getattr(module, name)

@@ -15,6 +15,7 @@ from minirl.model import Transformer, TransformerConfig
 from minirl.rotary import RopeScaling
 from minirl.types import Tensor
 
+LARGEST = 2**28  # of any number in a config: two million positions of 128 channels are a table of 2 GB
 FAMILIES = {"gpt2": "GPT2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type, and the classes' prefix
 
 LLAMA = {  # our name of a part, and Llama's; Qwen's are the same
@@ -83,14 +84,22 @@ def architecture(family: str, *, scores: bool) -> str:
 def read_config(settings: dict) -> TransformerConfig:
     """ValueError: an entry that is missing, or that says something our Transformer does not do."""
     family = settings.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"wanted model_type {', '.join(map(repr, FAMILIES))}, got {family!r}")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise ValueError(f"wanted model_type {', '.join(map(repr, FAMILIES))}, got {family!r:.80}")
+    _want(settings, tie_word_embeddings=(False, True, None), attention_bias=(False, True))
     try:
-        return _read_gpt2(settings) if family == "gpt2" else _read_llama(settings, family)
+        config = _read_gpt2(settings) if family == "gpt2" else _read_llama(settings, family)
     except KeyError as error:
         raise ValueError(f"no entry {error.args[0]}") from None
     except TypeError as error:
         raise ValueError(str(error)) from None
+    for name in ("vocab_size", "width", "layers", "heads", "head_dim", "ffn", "max_length"):
+        if getattr(config, name) > LARGEST:
+            raise ValueError(f"{name}: wanted at most {LARGEST:,}, got {getattr(config, name):,}")
+    if config.positions == "rope" and config.max_length * config.head_dim > LARGEST:
+        angles = f"{config.max_length:,} positions of {config.head_dim} channels"
+        raise ValueError(f"max_length: wanted a table of at most {LARGEST:,} angles, got {angles}")
+    return config
 
 
 def _want(settings: dict, **wanted) -> None:

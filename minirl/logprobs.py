@@ -10,9 +10,11 @@ from minirl.types import (
     Int,
     Tensor,
     check_dims,
-    check_knob,
     check_mask,
     check_shapes,
+    check_size,
+    check_tensors,
+    check_together,
     looks_at_values,
     upcast,
 )
@@ -25,7 +27,8 @@ def response_slice(x: Float[Tensor, "B S ..."], length: int) -> Float[Tensor, "B
     predicts token s is s - 1, so the slice starts one before the response and ends one before its end. Everything
     downstream is indexed by the response token: logprobs[:, t], values[:, t] = V(s_t), rewards[:, t].
     """
-    check_knob("length", length, 1)
+    check_size("length", length)
+    check_tensors(x=x)
     if x.dim() < 2 or x.shape[1] <= length:
         raise ValueError(
             f"x: wanted (B, S, ...) with at least {length + 1} positions, one of them prompt, got {tuple(x.shape)}"
@@ -45,6 +48,7 @@ def token_logprobs(logits: Float[Tensor, "B T V"], tokens: Int[Tensor, "B T"]) -
     sampling temperature first. Padded positions need some token in range: put 0 there, not -100.
     """
     check_dims(3, logits=logits)
+    check_together(logits, tokens=tokens)
     if tokens.shape != logits.shape[:2]:
         raise ValueError(
             f"tokens: wanted shape {tuple(logits.shape[:2])}, one a position of logits, got {tuple(tokens.shape)}"

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from minirl.model import Transformer
-from minirl.types import Float, Tensor, check_knob
+from minirl.types import Float, Tensor, check_knob, check_size
 
 ATTENTION = ("query", "key", "value", "out")
 EVERY_LINEAR = (*ATTENTION, "gate", "up", "down")
@@ -65,6 +65,7 @@ def add_lora(
     Adam moves each number of B by lr, and `rank` of them add up. Changes `model` and returns it. ValueError: a target
     that no block has, or LoRA there already.
     """
+    check_size("rank", rank, 0)  # the layers say how large it may be
     alpha = 2.0 * rank if alpha is None else alpha
     found = {name.rpartition(".")[2] for name, m in model.blocks.named_modules() if isinstance(m, nn.Linear)}
     if not targets or not set(targets) <= set(EVERY_LINEAR):

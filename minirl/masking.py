@@ -90,7 +90,7 @@ def masked_sum_over(denominator: float | Tensor) -> Reducer:
     if isinstance(denominator, Tensor):
         check_dims(0, denominator=denominator)
     if not isinstance(denominator, Tensor) or looks_at_values(denominator):
-        check_knob("denominator", float(denominator), 0, open_low=True)
+        check_knob("denominator", denominator, 0, open_low=True)
 
     def masked_sum_over(x: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:
         check_dims(2, x=x, mask=mask)

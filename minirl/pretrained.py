@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from minirl.files import check_path, read_json
 from minirl.layouts import (
     FAMILIES,
     architecture,
@@ -36,7 +37,7 @@ from minirl.layouts import (
 )
 from minirl.model import PolicyWithValue, RewardModel, Transformer, TransformerConfig, last_token, summed
 from minirl.tokenizer import Tokenizer
-from minirl.types import Tensor
+from minirl.types import Tensor, all_finite
 
 POOLS = {"last_token": last_token, "summed": summed}  # the ones a file can name
 TEXT = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
@@ -74,7 +75,7 @@ def load_policy_with_value(
     folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> tuple[PolicyWithValue, Tokenizer | None]:
     """What `save_pretrained` made of a PolicyWithValue. Arguments and errors as in `load_pretrained`."""
-    folder = Path(folder)
+    folder = check_path("folder", folder)
     policy, tokenizer = load_pretrained(folder, dtype=dtype, device=device)
     critic = folder / "critic"
     model = PolicyWithValue(policy, load_pretrained(critic, dtype=dtype, device=device)[0] if critic.is_dir() else None)
@@ -90,10 +91,10 @@ def load_reward_model(
 
     Such a file has no head over the vocabulary, which a reward model does not use; it is then 0.
     """
-    folder = Path(folder)
+    folder = check_path("folder", folder)
     settings = _read_settings(folder, scores=True)
     pool = settings.get("minirl_pool", "last_token")
-    if pool not in POOLS:
+    if not isinstance(pool, str) or pool not in POOLS:
         raise ValueError(f"{folder / 'config.json'}: minirl_pool: wanted one of {', '.join(POOLS)}, got {pool!r}")
     config, (readers, path) = _config_of(settings, folder), _weights(folder)
     if "score.weight" not in readers:
@@ -120,6 +121,8 @@ def assemble(
     """
     if dtype is not None and dtype not in PRECISIONS:
         raise ValueError(f"dtype: wanted one of {', '.join(map(str, PRECISIONS))}, got {dtype}")
+    if config.layers > len(readers):  # and not after a million layers have been built
+        raise ValueError(f"{path}: {len(readers)} tensors are not enough for the config's {config.layers} layers")
     shapes, wanted, known = shapes_of(config), tensor_names(config), {}
     for name, read in readers.items():
         plain = plain_name(name, config)
@@ -134,10 +137,15 @@ def assemble(
             raise ValueError(f"{path}: {what} tensor {first}" + (f" (and {len(others)} more)" if others else ""))
     weights, precision = {}, None
     for theirs, ours in wanted.items():
-        x = known[theirs]()
+        try:
+            x = known[theirs]()
+        except Exception as error:  # a kind of number that nobody here knows, a file that changed under way
+            raise ValueError(f"{path}: {theirs}: cannot be read: {error}") from None
         precision = precision or x.dtype
         if x.dtype not in PRECISIONS or (dtype is None and x.dtype != precision):
             raise ValueError(f"{path}: {theirs}: wanted floating point, all alike, got {x.dtype}")
+        if not all_finite(x):
+            raise ValueError(f"{path}: {theirs}: holds numbers that are not finite")
         try:
             parts = unpack(theirs, x, [shapes[name] for name in ours])
         except ValueError as error:
@@ -154,7 +162,7 @@ def assemble(
 
 def _local_folder(name_or_folder: str | Path, revision: str | None) -> Path:
     """The folder itself, or a copy of what the hub has under this name."""
-    folder = Path(name_or_folder)
+    folder = check_path("name_or_folder", name_or_folder)
     if folder.is_dir():
         return folder
     name = str(name_or_folder)
@@ -183,10 +191,10 @@ def _read_settings(folder: Path, *, scores: bool) -> dict:
         raise FileNotFoundError(f"{folder}: no such folder")
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no config.json, so this is no model in the Hugging Face layout")
-    settings = _read_json(path)
+    settings = read_json(path)
     family = settings.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"{path}: wanted model_type {', '.join(map(repr, FAMILIES))}, got {family!r}")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise ValueError(f"{path}: wanted model_type {', '.join(map(repr, FAMILIES))}, got {family!r:.80}")
     wanted, other = (architecture(family, scores=which) for which in (scores, not scores))
     found = settings.get("architectures") or [architecture(family, scores=False)]
     if found != [wanted]:
@@ -209,7 +217,7 @@ def _weights(folder: Path) -> tuple[Readers, Path]:
         return _readers(single), single
     if not index.is_file():
         raise FileNotFoundError(f"{folder}: no model.safetensors (only safetensors are read, nothing pickled)")
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(Path(str(shard)).name == shard for shard in weight_map.values()):
         raise ValueError(f"{index}: wanted a weight_map from tensors to files of this folder")
     readers = {}
@@ -239,21 +247,13 @@ def _fill(head: nn.Linear, tensors: dict[str, Tensor], path: Path) -> None:
     for name, p in head.named_parameters():
         if name not in tensors:
             raise ValueError(f"{path}: no tensor {name}")
+        if not tensors[name].is_floating_point() or not all_finite(tensors[name]):
+            raise ValueError(f"{path}: {name}: wanted finite floating point numbers, got {tensors[name].dtype}")
         if tensors[name].shape != p.shape:
             raise ValueError(f"{path}: {name}: wanted shape {tuple(p.shape)}, got {tuple(tensors[name].shape)}")
         p.data.copy_(tensors[name])
     for name in tensors.keys() - dict(head.named_parameters()).keys():
         raise ValueError(f"{path}: unexpected tensor {name}")
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad JSON, or no text at all
-        raise ValueError(f"{path}: not a JSON file: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: wanted a JSON object, got {type(found).__name__}")
-    return found
 
 
 def _read_tokenizer(folder: Path, config: TransformerConfig) -> Tokenizer | None:
@@ -286,7 +286,11 @@ def save_pretrained(
     ValueError: a config that no layout has words for, a pool of one's own, a parameter that the config does not
     account for, a folder that holds something other than a model.
     """
-    with _renamed_when_whole(Path(folder).resolve()) as aside:
+    if not isinstance(model, Transformer | PolicyWithValue | RewardModel):
+        raise ValueError(f"model: wanted a model of minirl, got {type(model).__name__}")
+    if not isinstance(tokenizer, Tokenizer | None):
+        raise ValueError(f"tokenizer: wanted a Tokenizer or None, got {type(tokenizer).__name__}")
+    with _renamed_when_whole(check_path("folder", folder).resolve()) as aside:
         if isinstance(model, RewardModel):
             if model.pool not in POOLS.values():
                 raise ValueError(f"model: a file can only name the pools {', '.join(POOLS)}, got {model.pool}")

@@ -17,12 +17,24 @@ from minirl.kl import kl_exact
 from minirl.logprobs import entropy, predicting
 from minirl.masking import blank, masked_mean
 from minirl.model import PolicyWithValue, RewardModel, Transformer
+from minirl.ranks import ALONE, Ranks
 from minirl.tokenizer import Tokenizer
-from minirl.types import Bool, Float, Int, PreferenceBatch, Rollout, Tensor, check_finite, check_knob, check_rows
+from minirl.types import (
+    Bool,
+    Float,
+    Int,
+    PreferenceBatch,
+    Rollout,
+    Tensor,
+    check_finite,
+    check_knob,
+    check_rows,
+)
 
 Scorer = Callable[[list[str], Rollout], Tensor]
 Rule = Callable[[list[str], list[str]], "Tensor | list[float]"]
 Prompts = Callable[[int, torch.Generator], list[str]]
+Sample = Callable[..., tuple[list[str], Rollout]]  # roll_out, or another way to the same
 
 
 def roll_out(
@@ -35,22 +47,38 @@ def roll_out(
     top_p: float = 1.0,
     group_size: int = 1,
     generator: torch.Generator | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[str], Rollout]:
     """Sample group_size responses to each prompt, for training: the whole distribution, never its nucleus.
 
-    Returns (prompts, rollout) with the prompts repeated to one a row. ValueError for top_p < 1.
+    Returns (prompts, rollout) with the prompts repeated to one a row; several `ranks` write a part each, and all get the
+    whole. ValueError for top_p < 1.
     """
     check_whole_distribution(top_p)
-    rollout = generate(
-        model,
-        [tokenizer.encode(prompt) for prompt in prompts],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        group_size=group_size,
-        eos=tokenizer.eos_id,
-        generator=generator,
-    )
+    with ranks.whole(model):
+        rollout = generate(
+            model,
+            [tokenizer.encode(prompt) for prompt in prompts],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            group_size=group_size,
+            eos=tokenizer.eos_id,
+            generator=generator,
+            ranks=ranks,
+        )
+    rollout = gathered(rollout, ranks, len(prompts), tokenizer.eos_id)
     return [prompt for prompt in prompts for _ in range(group_size)], rollout
+
+
+def gathered(rollout: Rollout, ranks: Ranks, prompts: int, eos: int | None) -> Rollout:
+    """The rollouts of all ranks, over their shares of so many prompts, as one: what one machine would have written."""
+    if ranks.size == 1:
+        return rollout
+    tables = {field.name: ranks.every(getattr(rollout, field.name)) for field in fields(Rollout)}
+    parts = [
+        Rollout(**{name: of_ranks[i] for name, of_ranks in tables.items()}) for i in range(min(ranks.size, prompts))
+    ]
+    return join(parts, fill=eos or 0)
 
 
 def check_whole_distribution(top_p: float) -> None:
@@ -72,7 +100,16 @@ def rule_scorer(rule: Rule, tokenizer: Tokenizer) -> Scorer:
     """A rule on text, rule(prompts, responses) -> one number a response, as a scorer."""
 
     def score(prompts: list[str], rollout: Rollout) -> Tensor:
-        scores = torch.as_tensor(rule(prompts, responses_text(rollout, tokenizer)), dtype=torch.float32)
+        try:
+            found = rule(prompts, responses_text(rollout, tokenizer))
+        except ValueError:
+            raise
+        except Exception as error:  # somebody's own code
+            raise ValueError(f"rule: it raised {type(error).__name__}: {error}") from error
+        try:
+            scores = torch.as_tensor(found, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"rule: wanted one number a response, got {found!r:.80}") from None
         if scores.shape != (len(rollout),):
             raise ValueError(f"rule: wanted one score a response, shape ({len(rollout)},), got {tuple(scores.shape)}")
         check_finite(scores=scores)
@@ -93,6 +130,24 @@ def model_scorer(reward_model: RewardModel, *, rows: int = 128) -> Scorer:
         return torch.cat(parts)
 
     return score
+
+
+def scorer_of_ranks(score: Scorer, ranks: Ranks, *, split: bool) -> Scorer:
+    """The same scorer for several processes. `split`: each judges its share of the rows, as a reward model can; otherwise the
+    first judges all of them, as a rule may want that looks at the whole batch, draws a number, or asks somebody."""
+    if ranks.size == 1:
+        return score
+
+    def scored(prompts: list[str], rollout: Rollout) -> Tensor:
+        if not split:
+            scores = (
+                score(prompts, rollout) if ranks.first else rollout.tokens.new_zeros(len(rollout), dtype=torch.float32)
+            )
+            return ranks.add(scores)
+        mine = ranks.part(len(rollout))
+        return torch.cat(ranks.every(score(prompts[mine], rollout[mine]))[: len(rollout)])
+
+    return scored
 
 
 def centred_scorer(scorer: Scorer, prompts: list[str], rollout: Rollout) -> Scorer:
@@ -162,7 +217,9 @@ def response_logprobs(
     128,256 are 4 GB in float32, and as much again for each function on the way of the gradient. It is never held: see
     `minirl.ops.hidden_logprobs`.
     """
-    if prompt_index is None or model.recompute or len(prompt_index.unique()) == len(prompt_index):
+    # with several ranks the way through the model may not depend on a rank's own rows
+    plain = prompt_index is None or model.recompute or hasattr(model, "unshard")
+    if plain or len(prompt_index.unique()) == len(prompt_index):
         hidden = model.hidden(tokens, starts=starts, at=predicting(length))
     else:
         hidden = hidden_after_shared_prompts(model, tokens, starts, length, prompt_index)
@@ -273,8 +330,11 @@ def preference_pairs(rollout: Rollout, first_is_better: Bool[Tensor, " N"]) -> P
     )
 
 
-def join(rollouts: list[Rollout]) -> Rollout:
-    """Several rollouts as one: prompts padded further on the left, responses on the right. prompt_index counts on."""
+def join(rollouts: list[Rollout], *, fill: int = 0) -> Rollout:
+    """Several rollouts as one: prompts padded further on the left, responses on the right, with `fill`. prompt_index
+    counts on."""
+    if not rollouts:
+        raise ValueError("rollouts: wanted at least one, got none")
     before = max(r.tokens.shape[1] - r.response.shape[1] for r in rollouts)
     after = max(r.response.shape[1] for r in rollouts)
     parts, first = [], 0
@@ -283,8 +343,8 @@ def join(rollouts: list[Rollout]) -> Rollout:
         right = after - r.response.shape[1]
         parts.append(
             Rollout(
-                tokens=F.pad(r.tokens, (left, right)),
-                response=F.pad(r.response, (0, right)),
+                tokens=F.pad(F.pad(r.tokens, (left, 0)), (0, right), value=fill),
+                response=F.pad(r.response, (0, right), value=fill),
                 mask=F.pad(r.mask, (0, right)),
                 logprobs=F.pad(r.logprobs, (0, right)),
                 finished=r.finished,

@@ -7,12 +7,14 @@ tokenizer_config.json.
 
 import json
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
-from minirl.types import Tensor, check_knob
+from minirl.files import check_path, read_json, read_text
+from minirl.types import Tensor, check_knob, check_size, check_texts
 
 
 class Tokenizer:
@@ -59,6 +61,12 @@ class Tokenizer:
         return self._encode(text, add_special_tokens=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if not isinstance(text, str):
+            raise ValueError(f"text: wanted a text, got {text!r:.80}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text: half a character at {error.start}, which is no text in UTF-8") from None
         try:
             return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         except Exception as error:  # the backend raises bare Exceptions, and does not say which word it was
@@ -75,10 +83,12 @@ class Tokenizer:
             if ids.dim() != 1:
                 raise ValueError(f"ids: wanted one row of ids, got shape {tuple(ids.shape)}")
             ids = ids.tolist()
+        if not isinstance(ids, Sequence) or not all(isinstance(i, Integral) and 0 <= i < 2**32 for i in ids):
+            raise ValueError(f"ids: wanted whole numbers from 0 on, got {ids!r:.80}")
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def save(self, folder: str | Path) -> None:
-        folder = Path(folder)
+        folder = check_path("folder", folder)
         folder.mkdir(parents=True, exist_ok=True)
         names = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
         names["chat_template"] = self.chat_template
@@ -95,32 +105,50 @@ class Tokenizer:
         A chat template may stand in tokenizer_config.json, or in chat_template.jinja, which then counts. Where no entry
         says which token ends a text (GPT-2), the model's config.json does.
         """
-        folder = Path(folder)
+        folder = check_path("folder", folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (folder / name).is_file():
                 raise ValueError(f"folder: no {name} in {folder}")
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        path = folder / "tokenizer_config.json"
+        config = read_json(path)
+        backend = _backend(folder / "tokenizer.json")
 
         def token(name: str) -> str | None:
             entry = config.get(name)  # a string, or {"content": string, ...} in older files
-            return entry["content"] if isinstance(entry, dict) else entry
+            entry = entry.get("content") if isinstance(entry, dict) else entry
+            if not isinstance(entry, str | None):
+                raise ValueError(f"{path}: {name}: wanted a text, got {entry!r:.80}")
+            return entry
 
         eos = token("eos_token") if "eos_token" in config else _end_of_the_model(folder, backend)
         if config.get("add_bos_token") and token("bos_token") is not None:
             begin_with(backend, token("bos_token"))  # some files leave this to the class that reads them (DeepSeek-LLM)
         template = config.get("chat_template")
         if isinstance(template, list):  # several, by name
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+            named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+            template = named[0].get("template") if named else None
         if (folder / "chat_template.jinja").is_file():
-            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        return cls(backend, eos=eos, bos=token("bos_token"), pad=token("pad_token"), chat_template=template)
+            template = read_text(folder / "chat_template.jinja")
+        if not isinstance(template, str | None):
+            raise ValueError(f"{path}: chat_template: wanted a text, got {type(template).__name__}")
+        try:
+            return cls(backend, eos=eos, bos=token("bos_token"), pad=token("pad_token"), chat_template=template)
+        except ValueError as error:
+            raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def _backend(path: Path) -> tokenizers.Tokenizer:
+    text = read_text(path)
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the backend raises bare Exceptions
+        raise ValueError(f"{path}: no tokenizer of the tokenizers library: {error}") from None
 
 
 def _end_of_the_model(folder: Path, backend: tokenizers.Tokenizer) -> str | None:
     path = folder / "config.json"
-    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    return backend.id_to_token(eos) if isinstance(eos, int) else None
+    eos = read_json(path).get("eos_token_id") if path.is_file() else None
+    return backend.id_to_token(eos) if isinstance(eos, int) and 0 <= eos < 2**32 else None
 
 
 def begin_with(backend: tokenizers.Tokenizer, bos: str) -> None:
@@ -154,6 +182,7 @@ def character_tokenizer(characters: Iterable[str], *, eos: str) -> Tokenizer:
 
 def _closed_vocabulary(words: Iterable[str], split, join, eos: str) -> Tokenizer:
     words = list(words)
+    check_texts(words=words)
     if len({eos, *words}) != len(words) + 1:
         twice = sorted({word for word in [eos, *words] if [eos, *words].count(word) > 1})
         raise ValueError(f"words: wanted each once, and none equal to eos, got {twice[0]!r} twice")
@@ -175,6 +204,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, eos: str) -> Tokenizer:
     as the texts hold pairs that occur twice.
     """
     check_knob("vocab_size", vocab_size, 257)
+    check_size("vocab_size", vocab_size)
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -54,6 +55,8 @@ STATS = {
     "rejected_logprobs": "mean summed log-probability of the rejected response",
     "grad_norm": "norm of the gradient before clipping",
     "lr": "learning rate of this step",
+    "setbacks": "how often the run has gone back to a checkpoint, with half the learning rate each time",
+    "sampling_gap": "mean difference, in nats, of a token's log-probability between the engine that samples and the trainer",
 }
 
 
@@ -119,20 +122,55 @@ def looks_at_values(x: Tensor) -> bool:
     return x.device.type == "cpu" or _strict
 
 
-def check_size(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: wanted a whole number of at least 1, got {value!r}")
+def check_size(name: str, value: int, least: int = 1) -> None:
+    if not is_whole(value) or value < least:
+        most = " and below 2^63" if isinstance(value, int) and value > least else ""
+        raise ValueError(f"{name}: wanted a whole number of at least {least}{most}, got {shortened(value)}")
+
+
+def check_generator(generator: torch.Generator) -> None:
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator: wanted a torch.Generator, got {shortened(generator)}")
+
+
+def check_texts(**texts: list[str]) -> None:
+    """Lists of texts, as many in each as in the first."""
+    (first, expected), *_ = texts.items()
+    for name, found in texts.items():
+        if not isinstance(found, list | tuple) or not all(isinstance(text, str) for text in found):
+            wrong = found if not isinstance(found, list | tuple) else next(x for x in found if not isinstance(x, str))
+            raise ValueError(f"{name}: wanted a list of texts, got {shortened(wrong)}")
+        if len(found) != len(expected):
+            raise ValueError(f"{name}: wanted one for each of {len(expected)} {first}, got {len(found)}")
+
+
+def check_tensors(**tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name}: wanted a tensor, got {type(x).__name__} ({shortened(x)})")
+        if x.is_complex() or x.layout != torch.strided:
+            raise ValueError(f"{name}: wanted a dense tensor of real numbers, got {x.layout} of {x.dtype}")
 
 
 def check_shapes(**tensors: Tensor) -> None:
-    """All tensors have the shape of the first. Nothing in the library broadcasts silently."""
+    """All tensors have the shape of the first, and lie where it lies. Nothing in the library broadcasts silently."""
+    check_tensors(**tensors)
     (first, expected), *others = tensors.items()
     for name, x in others:
         if x.shape != expected.shape:
             raise ValueError(f"{name}: wanted shape {tuple(expected.shape)} like {first}, got {tuple(x.shape)}")
+    check_together(expected, **tensors)
+
+
+def check_together(x: Tensor, /, **others: Tensor) -> None:
+    check_tensors(**others)
+    for name, other in others.items():
+        if other.device != x.device:
+            raise ValueError(f"{name}: wanted it on {x.device}, where the other tensors lie, got it on {other.device}")
 
 
 def check_dims(dims: int, **tensors: Tensor) -> None:
+    check_tensors(**tensors)
     for name, x in tensors.items():
         if x.dim() != dims:
             raise ValueError(f"{name}: wanted {dims} dimension{'s' * (dims != 1)}, got shape {tuple(x.shape)}")
@@ -140,12 +178,15 @@ def check_dims(dims: int, **tensors: Tensor) -> None:
 
 def check_rows(rows_of: Tensor, **tensors: Tensor) -> None:
     """Each tensor holds one number for each row of `rows_of`."""
+    check_tensors(**tensors)
     for name, x in tensors.items():
         if x.shape != rows_of.shape[:1]:
             raise ValueError(f"{name}: wanted one number a row, shape ({rows_of.shape[0]},), got {tuple(x.shape)}")
+    check_together(rows_of, **tensors)
 
 
 def check_mask(mask: Tensor, name: str = "mask") -> None:
+    check_tensors(**{name: mask})
     if mask.dtype != torch.bool:
         raise ValueError(f"{name}: wanted a torch.bool tensor (True = counts), got {mask.dtype}")
     if looks_at_values(mask) and not mask.any():
@@ -153,6 +194,7 @@ def check_mask(mask: Tensor, name: str = "mask") -> None:
 
 
 def check_finite(mask: Tensor | None = None, **tensors: Tensor) -> None:
+    check_tensors(**tensors)
     for name, x in tensors.items():
         if looks_at_values(x):
             bad = ~x.isfinite() if mask is None else ~x.isfinite() & mask
@@ -163,14 +205,43 @@ def check_finite(mask: Tensor | None = None, **tensors: Tensor) -> None:
 
 
 def check_knob(
-    name: str, value: float, low: float = -math.inf, high: float = math.inf, *, open_low=False, open_high=False
+    name: str, value: float | Tensor, low: float = -math.inf, high: float = math.inf, *, open_low=False, open_high=False
 ) -> None:
     """`value` lies in [low, high]; `open_low` and `open_high` leave that end out."""
-    below = value <= low if open_low else value < low
-    above = value >= high if open_high else value > high
-    if not math.isfinite(value) or below or above:
+    number = value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
+    if good := is_finite(number):
+        below = number <= low if open_low else number < low
+        above = number >= high if open_high else number > high
+    if not good or below or above:
         interval = f"{'(' if open_low or low == -math.inf else '['}{low}, {high}{')' if open_high or high == math.inf else ']'}"
-        raise ValueError(f"{name}: wanted a finite number in {interval}, got {value}")
+        raise ValueError(f"{name}: wanted a finite number in {interval}, got {shortened(number)}")
+
+
+def is_whole(number: object) -> bool:
+    """A whole number that int64 holds, and no bool."""
+    return isinstance(number, Integral) and not isinstance(number, bool) and abs(number) < 2**63
+
+
+def is_finite(number: object) -> bool:
+    """A number, no bool, that neither float64 nor int64 is too small for."""
+    if not isinstance(number, Real) or isinstance(number, bool):
+        return False
+    return is_whole(number) if isinstance(number, Integral) else math.isfinite(number)
+
+
+def all_finite(x: Tensor) -> bool:
+    """A sum tells, in one pass and without a second tensor, unless it overflows."""
+    return math.isfinite(x.sum(dtype=torch.float32)) or bool(x.isfinite().all())
+
+
+def shortened(value: object) -> str:
+    """A value as it was written, cut to what fits into a message. An int of a million digits is not written out at all."""
+    if isinstance(value, int) and abs(value) >= 2**200:
+        return f"a number of {value.bit_length()} bits"
+    if not isinstance(value, str | int | float | list | tuple | dict | None):
+        return f"{type(value).__name__} {value}"[:80]
+    text = repr(value[:80] if isinstance(value, str | list | tuple) else value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def upcast(x: Tensor) -> Tensor:

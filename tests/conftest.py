@@ -3,6 +3,7 @@
 import jaxtyping
 import pytest
 import torch
+from hostile import tally
 from hypothesis import settings
 
 jaxtyping.install_import_hook("minirl", "shape_checker.check")  # has to come before anything imports minirl
@@ -18,3 +19,11 @@ def unhooked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was tried and survived, at the end."""
+    tally.pytest_terminal_summary(terminalreporter)
+    passed = [pair for report in terminalreporter.stats.get("passed", []) for pair in report.user_properties]
+    if faults := sum(number for name, number in passed if name == "faults survived"):
+        terminalreporter.write_line(f"faults survived: {faults}")

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "minirl"
 
 FLOORS = [
     ["types", "disk", "files", "signals"],
-    ["masking", "guards"],
-    ["kl", "logprobs", "advantages", "rewards", "rotary", "sampling"],
+    ["masking", "guards", "ranks"],
+    ["kl", "logprobs", "advantages", "rewards", "rotary", "sampling", "shards"],
     ["losses", "tokenizer", "checkpoint"],
     ["ops", "config"],
     ["attention"],
@@ -22,13 +22,13 @@ FLOORS = [
     ["decoder"],
     ["generate", "layouts", "chat", "lora", "tasks", "exact"],
     ["rollout", "run", "pretrained", "adapters"],
-    ["train", "samples", "gguf_file"],
+    ["train", "samples", "gguf_file", "served"],
     ["loops"],
     ["road", "launch"],
     ["__main__"],
 ]
 # nothing imports a side room but the command line
-SIDE = {"cards", "classic", "cost", "doctor", "drills", "kernels", "report", "show"}
+SIDE = {"bench", "cards", "classic", "cost", "doctor", "drills", "kernels", "report", "show"}
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 

@@ -1,63 +1,64 @@
-"""Killed at any instant, --resume ends with the bits of the run that was never interrupted."""
+"""Killed at any instant, --resume ends with the bits of the run that was never interrupted. More kills: data/studies/kill.py."""
 
-import os
+import csv
 import random
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
+from faults.harness import SMALL, Forge, arguments, differences
+from store import HERE, settings_hash
 
-STEPS = 24
+from minirl.checkpoint import checkpoints
 
-
-def command(out: Path, loop: str, small: list[str]) -> list[str]:
-    start = [sys.executable, "-m", "minirl", "train", loop, "--task", "digit_sum", "--out", str(out), "--threads", "1"]
-    return [*start, "--steps", str(STEPS), "--checkpoint-every", "2", "--resume", *small]
-
-
-def steps_done(out: Path) -> int:
-    path = out / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is POSIX")
+KILLS = {"pretrain": "final", "reward_model": "anywhere", "ppo": "a save", "dpo": "anywhere", "grpo": "a save"}
 
 
-def kill_once(arguments: list[str], out: Path, chance: random.Random) -> bool:
-    """Start the run, kill -9 it some time after its next few steps; False if it had ended before."""
-    after = steps_done(out) + chance.randint(1, 6)
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while steps_done(out) < min(after, STEPS - 1) and process.poll() is None:
-        time.sleep(0.002)
-    time.sleep(chance.random() * 0.1)  # anywhere inside a step, or inside a save
-    if process.poll() is not None:
-        return False
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    return True
+@pytest.fixture(scope="module")
+def forge():
+    with Forge() as forge:
+        yield forge
 
 
-def run_to_the_end(arguments: list[str]) -> None:
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("loop", SMALL)
+def test_kill_and_resume_is_bit_exact(tmp_path, loop, forge, record_property):
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    hit, done = forge.kill(arguments(loop, out), KILLS[loop], random.Random(loop), out)
+    assert hit == KILLS[loop] or (KILLS[loop] == "anywhere" and hit != "nothing"), f"it hit {hit} at step {done}"
+    assert forge.run(arguments(loop, out)) == forge.run(arguments(loop, whole)) == 0
+    assert differences(out, whole) == []
+    record_property("faults survived", 1)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is POSIX")
-@pytest.mark.parametrize(
-    ("loop", "kills", "small"),
-    [
-        ("grpo", 2, ["--prompts", "8", "--kl-coef", "0.05"]),
-        ("ppo", 2, ["--batch", "64", "--kl-target", "0.5"]),
-        ("reward_model", 1, ["--pairs", "16"]),
-    ],
-)
-def test_kill_and_resume_is_bit_exact(tmp_path, loop, kills, small):
-    chance = random.Random(loop)
-    out, reference = tmp_path / "killed", tmp_path / "whole"
-    survived = sum(kill_once(command(out, loop, small), out, chance) for _ in range(kills))
-    assert survived == kills, "the run ended before it could be killed"
-    run_to_the_end(command(out, loop, small))
-    run_to_the_end(command(reference, loop, small))
-    assert (out / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
-    for file in ("model.safetensors", "config.json"):
-        assert (out / "final" / file).read_bytes() == (reference / "final" / file).read_bytes()
+def test_a_kill_without_resume_is_seen(tmp_path, forge):
+    """What the comparison above would say if the run had not gone on: it can fail."""
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    forge.kill(arguments("dpo", out), "a save", random.Random(0), out)
+    assert forge.run(arguments("dpo", whole, "--seed", "1", steps=2)) == 0
+    assert "metrics.jsonl" in differences(out, whole) and "final/model.safetensors" in differences(out, whole)
+    left = [path.name for path in checkpoints(out / "checkpoints")]
+    assert forge.run(arguments("dpo", out, "--seed", "1")) == 2, "another seed is another run"
+    assert [path.name for path in checkpoints(out / "checkpoints")] == left, "and what is there stays"
+
+
+def test_the_stored_kills_were_all_survived(record_property):
+    import kill
+
+    head, rows = (HERE / "kill.csv").read_text().splitlines()[:3], []
+    with open(HERE / "kill.csv") as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    assert head[1] == f"# settings: {settings_hash(kill.SETTINGS)}"
+    assert len(rows) == kill.SETTINGS["kills"] == 40
+    assert {row["result"] for row in rows} == {"the same bytes"}
+    assert {row["loop"] for row in rows} == set(SMALL)
+    hits = [row["hit"] for row in rows]
+    assert hits.count("a save") >= 10 and hits.count("final") >= 5 and "nothing" not in hits
+    record_property("faults survived earlier", len(rows))
+
+
+@pytest.mark.nightly
+def test_forty_kills(tmp_path):
+    import kill
+
+    rows = kill.study(tmp_path)
+    assert len(rows) == 40 and {row["result"] for row in rows} == {"the same bytes"}

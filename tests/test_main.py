@@ -108,7 +108,7 @@ def test_same_seed_same_bytes(tmp_path):
             ["ppo", "--top-p", "0.9"],
             "top_p: training wants 1.0, got 0.9. A nucleus gives every other token probability 0",
         ),
-        (["ppo", "--threads", "0"], "--threads: wanted at least 1, got 0"),
+        (["ppo", "--threads", "0"], "--threads: wanted 1 to 4096, got 0"),
         (["ppo", "--ops", "cuda"], "--ops: wanted torch or triton, got 'cuda'"),
         (["grpo", "--ops", "triton"], "--ops"),  # no Triton, or no GPU: both say what to do
     ],

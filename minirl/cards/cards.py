@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from minirl.files import check_path, parse_json, read_json, read_text
 from minirl.tasks import DATA
 
 CARDS = DATA / "interview.jsonl"
@@ -64,16 +65,18 @@ class Card:
 
 def load(path: str | Path | None = None) -> list[Card]:
     """The cards of a JSONL file (None: data/interview.jsonl). ValueError names the line and the field that is wrong."""
-    path = CARDS if path is None else Path(path)
+    path = CARDS if path is None else check_path("path", path)
     cards, line_of = [], {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{path.name}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: is no JSON ({error.msg} at column {error.colno})") from None
+        except ValueError as error:
+            raise ValueError(f"{where}: is no JSON ({error})") from None
         card = read_card(row, where)
         if card.id in line_of:
             raise ValueError(f"{where}, id: {card.id!r} stands in line {line_of[card.id]} already")
@@ -86,21 +89,21 @@ def load(path: str | Path | None = None) -> list[Card]:
 
 def load_evening(cards: list[Card], path: str | Path | None = None) -> list[Card]:
     """The cards for one evening, the best value for an interview first (None: data/interview_evening.json, a list of ids)."""
-    path = EVENING if path is None else Path(path)
+    path = EVENING if path is None else check_path("path", path)
     card_of = {card.id: card for card in cards}
-    ids = json.loads(path.read_text(encoding="utf-8"))
+    ids = read_json(path, list)
     for name in ids:
-        if name not in card_of:
+        if not isinstance(name, str) or name not in card_of:
             raise ValueError(f"{path.name}: there is no card {name!r}")
     return [card_of[name] for name in ids]
 
 
 def select(cards: list[Card], *, topic: str | None = None, level: int | None = None) -> list[Card]:
     """The cards of a topic, a level, or both. ValueError for a topic or level that there is not."""
-    topic = None if topic is None else topic.replace("-", " ").lower()
+    topic = None if topic is None else str(topic).replace("-", " ").lower()
     if topic is not None and topic not in TOPICS:
         raise ValueError(f"topic: wanted one of {', '.join(TOPICS)}; got {topic!r}")
-    if level is not None and level not in LEVELS:
+    if level is not None and not (isinstance(level, int) and level in LEVELS):
         raise ValueError(f"level: wanted 1, 2 or 3, got {level!r}")
     chosen = [card for card in cards if topic in (None, card.topic) and level in (None, card.level)]
     if not chosen:
@@ -184,7 +187,9 @@ def _assertion(value) -> str | None:
         return f"at most {MOST_LINES} lines"
     try:
         last = ast.parse(value).body[-1]
-    except SyntaxError as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError, IndexError) as error:
+        if not isinstance(error, SyntaxError):
+            return "Python source of at least one statement"
         return f"Python source ({error.msg} in line {error.lineno})"
     while isinstance(last, ast.For | ast.With | ast.If):
         last = last.body[-1]

@@ -12,13 +12,13 @@ chapter 3.2; super-memory.com/english/ol/sm2.htm). Its six grades of quality, 0 
 A card that got less than 4 comes back in the same session until it gets 4. Only the first grade of a day moves the schedule.
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from datetime import date, timedelta
 from pathlib import Path
 
 from minirl.checkpoint import write_json
+from minirl.files import read_json
 
 QUALITY = {"again": 1, "hard": 3, "good": 4, "easy": 5}
 FIRST_EASE, LEAST_EASE = 2.5, 1.3
@@ -81,11 +81,11 @@ def read_progress(path: Path) -> dict[str, State]:
     if not path.exists():
         return {}
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         if stored["format"] != FORMAT:
             raise ValueError(f"its format is {stored['format']!r}")
         return {name: _state(entry) for name, entry in stored["cards"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"--progress: {path} is no progress of this quiz, or is damaged ({type(error).__name__}: {error}); it was left "
             f"as it is. Move it away to begin anew, or name another file"

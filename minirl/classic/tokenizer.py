@@ -108,6 +108,8 @@ class AutoTokenizer:
     ) -> Encoding:
         """`truncation` with `max_length` cuts; `padding` fills up to the longest row, or with "max_length" to max_length."""
         alone = isinstance(text, str)
+        if not isinstance(text, str | list | tuple):
+            raise ValueError(f"text: wanted a string or a list of strings, got {type(text).__name__}")
         rows = self._ids([text] if alone else list(text), add_special_tokens, keywords)
         length = keywords.get("max_length") if padding == "max_length" else None
         if padding or (_as_tensors(return_tensors) and len(rows) > 1):

@@ -65,6 +65,8 @@ NEEDS = {
 
 def diagnose(records: list[dict]) -> list[Diagnosis]:
     """What is probably wrong with a run, most probable first; [] for a healthy one. `records` in our names or in TRL's."""
+    if not isinstance(records, list | tuple):
+        raise ValueError(f"records: wanted a list of dicts, one a step, got {type(records).__name__}")
     log = Log(records)
     found = [diagnosis for rule in RULES if (diagnosis := rule(log)) is not None]
     return sorted(found, key=lambda diagnosis: -diagnosis.confidence)

@@ -1,10 +1,10 @@
 """Metrics from disk: a .jsonl of ours, a trainer_state.json, or the folder of a run."""
 
-import json
 import math
 from pathlib import Path
 
 from minirl.doctor.names import is_training_row, number, ours
+from minirl.files import check_path, parse_json, read_json
 
 
 def read_metrics(path: str | Path) -> list[dict]:
@@ -14,12 +14,12 @@ def read_metrics(path: str | Path) -> list[dict]:
     gets `updates`, the gradient steps a batch. A last line that a kill cut short is left out. ValueError, with file and line,
     for anything else that is no JSON object, and for a file without a single metric.
     """
-    path = Path(path)
+    path = check_path("metrics", path)
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
         raise ValueError(f"metrics: no file {path}")
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
     records = _whole(text)
     if records is None:
         records = _lines(path, text)
@@ -45,7 +45,7 @@ def _in_folder(folder: Path) -> Path:
 def _whole(text: str) -> list[dict] | None:
     """The log history of a trainer's state, or a list of records; None if the text is not one such JSON value."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         return None
     if isinstance(value, dict) and isinstance(value.get("log_history"), list):
@@ -59,7 +59,7 @@ def _lines(path: Path, text: str) -> list[dict]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if not isinstance(record, dict):
                 raise ValueError(f"got {line.strip()[:40]}")
         except ValueError as error:
@@ -73,8 +73,8 @@ def _lines(path: Path, text: str) -> list[dict]:
 def updates_of(path: Path) -> int | None:
     """Gradient steps a batch, from the config.json of one of our runs."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         rows = config["batch"] if "batch" in config else config["prompts"] * config["group_size"]
-        return config["epochs"] * math.ceil(rows / config["minibatch"])
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return int(config["epochs"]) * math.ceil(rows / config["minibatch"])
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
         return None

@@ -10,6 +10,7 @@ from minirl.drills import kept
 from minirl.drills.desk import CHAPTERS, drill, find, hint, names
 from minirl.drills.interview import Interview, minutes_and_seconds
 from minirl.drills.judge import Result, check
+from minirl.files import read_text
 
 PROGRESS = Path("drill_progress.json")
 HEADER = '''"""Write your functions here; a body of ... is one that is still to be written."""
@@ -84,7 +85,7 @@ def listing(progress: dict) -> str:
 
 def write_stubs(path: Path, wanted: list[str]) -> None:
     """Adds empty functions to a file, which is begun if need be. ValueError for one that it holds already."""
-    text = path.read_text(encoding="utf-8") if path.exists() else HEADER
+    text = read_text(path) if path.exists() else HEADER
     for name in wanted:
         if f"def {name}(" in text or f"class {name}" in text:
             raise ValueError(f"--write: {path} has a {name} already, and it is left as it is")

@@ -44,7 +44,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Drill:
-    name = ALIASES.get(name, name)
+    name = ALIASES.get(name, name) if isinstance(name, str) else str(name)
     if name not in DRILLS:
         first = str(name).partition("_")[0]
         near = [known for known in names() if known.partition("_")[0] == first]

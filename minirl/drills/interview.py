@@ -38,7 +38,7 @@ class Interview:
         pool = sorted(set(pool))
         if not isinstance(n, int) or not 1 <= n <= len(pool):
             raise ValueError(f"n: wanted 1 to {len(pool)} drills, got {n}")
-        if not minutes > 0:
+        if isinstance(minutes, str) or not minutes > 0:
             raise ValueError(f"minutes: wanted more than 0, got {minutes}")
         self.drills = random.Random(seed).sample(pool, n)
         self.minutes, self.clock, self.start = minutes, clock, clock()

@@ -9,10 +9,10 @@ Nothing is written until `keep_progress` is called, so that tests and notebooks 
 """
 
 import datetime
-import json
 from pathlib import Path
 
 from minirl.checkpoint import write_json
+from minirl.files import check_path, read_json
 
 VERSION = 1
 _file: Path | None = None
@@ -27,9 +27,10 @@ def keep_progress(path: str | Path | None) -> dict:
     if path is None:
         _file = None
         return {}
-    notes = read(Path(path))
-    write(Path(path), notes)  # fails now, and not after an hour's work
-    _file = Path(path)
+    path = check_path("path", path)
+    notes = read(path)
+    write(path, notes)  # fails now, and not after an hour's work
+    _file = path
     return notes
 
 
@@ -70,12 +71,17 @@ def read(path: Path) -> dict:
     if not path.exists():
         return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         if data["version"] != VERSION:
             raise ValueError(f"version {data['version']}")
         for entry in data["drills"].values():
             if entry.keys() != blank().keys():
                 raise ValueError(f"an entry with {sorted(entry)}")
+            counts = [entry["tries"], entry["hints"]]
+            solved, mistakes = entry["solved"], entry["mistakes"]
+            right = all(type(count) is int and count >= 0 for count in counts) and isinstance(solved, str | None)
+            if not (right and isinstance(mistakes, list) and all(isinstance(name, str) for name in mistakes)):
+                raise ValueError(f"an entry of {entry!r:.120}")
         return data["drills"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"path: {path} is no file of drill progress ({error}); it is left as it is") from None

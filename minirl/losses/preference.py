@@ -35,7 +35,7 @@ def bradley_terry_loss(
         check_shapes(chosen=chosen, margin=margin)
         check_finite(margin=margin)
     else:
-        check_knob("margin", float(margin))
+        check_knob("margin", margin)
     difference = chosen - rejected
     loss = -F.logsigmoid(difference - margin).mean()
     return loss, {"loss": loss.detach()} | _difference_stats(difference)
@@ -172,6 +172,8 @@ def kto_loss(
     check_knob("undesirable_weight", undesirable_weight, 0)
     logprobs, ref_logprobs = _pairs(logprobs=logprobs, ref_logprobs=ref_logprobs)
     check_shapes(logprobs=logprobs, desirable=desirable)
+    if not isinstance(kl, Tensor | float):
+        check_knob("kl", kl)
     if desirable.dtype != torch.bool:
         raise ValueError(f"desirable: wanted a torch.bool tensor, got {desirable.dtype}")
     kl = torch.as_tensor(kl, dtype=logprobs.dtype, device=logprobs.device).detach()

@@ -9,9 +9,10 @@ from html import escape
 from pathlib import Path
 
 from minirl.checkpoint import write_aside
+from minirl.files import check_path, read_json
 from minirl.report.curves import curves
 from minirl.report.page import embedded, listing, note, page, section, table
-from minirl.report.reading import read_json, read_lines
+from minirl.report.reading import making_sense_of, read_lines
 from minirl.report.tokens import reads_tokens, samples
 from minirl.report.verdict import ending, road_verdict, verdict
 from minirl.road import BEST_OF, ORDER
@@ -22,11 +23,13 @@ def write_report(out: Path) -> Path:
 
     ValueError if the folder holds neither. What else is missing (samples, the command, the figure) is left out.
     """
-    out = Path(out)
+    out = check_path("out", out)
     if (out / "results.json").is_file():
-        title, parts = road_page(out)
+        with making_sense_of(out / "results.json"):
+            title, parts = road_page(out)
     elif (out / "config.json").is_file():
-        title, parts = run_page(out)
+        with making_sense_of(out / "config.json"):
+            title, parts = run_page(out)
     else:
         raise ValueError(f"out: {out} has no config.json and no results.json, so there is no run to report on")
     write_aside(out / "report.html", page(title, parts).encode())

@@ -3,20 +3,26 @@
 from html import escape
 from pathlib import Path
 
+from minirl.files import read_json
 from minirl.report.curves import short
 from minirl.report.page import note
-from minirl.report.reading import read_json
+from minirl.report.reading import making_sense_of
 
 
 def reads_tokens(path: Path) -> bool:
     """Whether the score is a sum over tokens, as a reward model's is."""
-    return path.is_file() and any(r["reward"] for question in read_json(path) for r in question["responses"])
+    with making_sense_of(path):
+        return path.is_file() and any(r["reward"] for question in read_json(path, list) for r in question["responses"])
 
 
 def samples(path: Path, scored_by: str) -> str:
     if not path.is_file():
         return ""
-    questions = read_json(path)
+    with making_sense_of(path):
+        return answers_to(read_json(path, list), scored_by)
+
+
+def answers_to(questions: list[dict], scored_by: str) -> str:
     responses = [response for question in questions for response in question["responses"]]
     most_reward = scale([x for response in responses for x in response["reward"] or []])
     most_kl = scale([x for response in responses for x in response["kl"] or []])

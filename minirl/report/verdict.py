@@ -6,8 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from minirl.checkpoint import checkpoints
+from minirl.files import read_json
 from minirl.report.curves import short
-from minirl.report.reading import read_json, read_lines, series
+from minirl.report.reading import making_sense_of, read_lines, series
 
 
 def verdict(records: list[dict], config: dict) -> list[str]:
@@ -60,7 +61,8 @@ def ending(out: Path, records: list[dict], config: dict) -> list[str]:
     if done < config.get("steps", done):
         reason = stop_reason(out)
         lines.append(f"The run ended at step {done} of {config['steps']}{': ' if reason else ''}{reason}.")
-    seconds = sum(record["seconds"] for record in read_lines(out / "timings.jsonl"))
+    with making_sense_of(out / "timings.jsonl"):
+        seconds = sum(record["seconds"] for record in read_lines(out / "timings.jsonl"))
     if seconds:
         lines.append(f"Its steps took {seconds:.1f} seconds.")
     return lines
@@ -69,8 +71,8 @@ def ending(out: Path, records: list[dict], config: dict) -> list[str]:
 def stop_reason(out: Path) -> str:
     for folder in reversed(checkpoints(out / "checkpoints")):
         try:
-            return read_json(folder / "state.json")["state"]["values"]["stopped"]["reason"]
-        except (OSError, ValueError, KeyError):
+            return str(read_json(folder / "state.json")["state"]["values"]["stopped"]["reason"])
+        except (OSError, ValueError, KeyError, TypeError):
             continue
     return ""
 

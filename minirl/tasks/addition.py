@@ -14,7 +14,7 @@ from functools import cache
 import torch
 
 from minirl.tokenizer import Tokenizer, character_tokenizer
-from minirl.types import Float, Tensor, check_knob
+from minirl.types import Float, Tensor, check_generator, check_knob, check_size, check_texts
 
 MAX_NEW_TOKENS = 36  # a worked answer to 3 digits takes 32, the end token included
 LONGEST = 4  # digits; a worked answer to more of them does not fit into 64 tokens with its prompt
@@ -27,7 +27,9 @@ def tokenizer() -> Tokenizer:
 
 def prompts(n: int, generator: torch.Generator, *, digits: int = 3) -> list[str]:
     """n questions such as `457+389=`, every digit uniform, the leading ones too."""
-    check_knob("n", n, 0)
+    check_size("n", n, 0)
+    check_generator(generator)
+    check_size("digits", digits)
     check_knob("digits", digits, 1, LONGEST)
     rows = torch.randint(10, (n, 2 * digits), generator=generator, device=generator.device).tolist()
     texts = ["".join(map(str, row)) for row in rows]
@@ -99,5 +101,4 @@ def _numbers(prompt: str) -> tuple[str, str]:
 
 
 def _check_pairs(prompts: list[str], responses: list[str]) -> None:
-    if len(prompts) != len(responses):
-        raise ValueError(f"responses: wanted one for each of {len(prompts)} prompts, got {len(responses)}")
+    check_texts(prompts=prompts, responses=responses)

@@ -24,7 +24,7 @@ import torch
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from minirl.tokenizer import Tokenizer
-from minirl.types import Float, Tensor, check_knob
+from minirl.types import Float, Tensor, check_generator, check_knob, check_size, check_texts
 
 MAX_NEW_TOKENS = 52  # four tries of 9 tokens and three semicolons, four tags, an answer of 7 tokens, the end: 51
 TRIES = 4  # as many as there are ways
@@ -50,7 +50,8 @@ def tokenizer() -> Tokenizer:
 def prompts(n: int, generator: torch.Generator, *, held_out: bool = False) -> list[str]:
     """n questions, uniform over the instances (three numbers, a target they can reach) that are not held out, or
     over those that are."""
-    check_knob("n", n, 0)
+    check_size("n", n, 0)
+    check_generator(generator)
     instances = _instances(held_out)
     picked = torch.randint(len(instances), (n,), generator=generator, device=generator.device).tolist()
     order = torch.rand(n, 3, generator=generator, device=generator.device).argsort(1).tolist()
@@ -173,8 +174,7 @@ def _expression(first: Step, second: Step) -> str:
 
 
 def _judge(prompts: list[str], responses: list[str], rule) -> Float[Tensor, " B"]:
-    if len(prompts) != len(responses):
-        raise ValueError(f"responses: wanted one for each of {len(prompts)} prompts, got {len(responses)}")
+    check_texts(prompts=prompts, responses=responses)
     for prompt in prompts:
         _read(prompt)
     verdicts = [rule(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]

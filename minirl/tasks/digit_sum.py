@@ -14,7 +14,7 @@ from functools import cache
 import torch
 
 from minirl.tokenizer import Tokenizer, character_tokenizer
-from minirl.types import Float, Tensor, check_knob
+from minirl.types import Float, Tensor, check_generator, check_knob, check_size, check_texts
 
 MAX_NEW_TOKENS = 12  # a worked answer to 10 digits: nine sums, the colon, the answer, the end token
 
@@ -26,8 +26,9 @@ def tokenizer() -> Tokenizer:
 
 def prompts(n: int, generator: torch.Generator, *, digits: int = 6) -> list[str]:
     """n questions such as `385291=`, every digit uniform."""
-    check_knob("n", n, 0)
-    check_knob("digits", digits, 2)
+    check_size("n", n, 0)
+    check_generator(generator)
+    check_size("digits", digits, 2)
     rows = torch.randint(10, (n, digits), generator=generator, device=generator.device).tolist()
     return ["".join(map(str, row)) + "=" for row in rows]
 
@@ -88,5 +89,4 @@ def _running_sums(prompt: str) -> str:
 
 
 def _check_pairs(prompts: list[str], responses: list[str]) -> None:
-    if len(prompts) != len(responses):
-        raise ValueError(f"responses: wanted one for each of {len(prompts)} prompts, got {len(responses)}")
+    check_texts(prompts=prompts, responses=responses)

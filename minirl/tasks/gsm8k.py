@@ -5,7 +5,6 @@ A line of the file is {"question": ..., "answer": ...}; an answer ends in `#### 
 and a policy finds whatever it lets through, so the rules are spelled out (see `extract_answer`) and nothing is evaluated.
 """
 
-import json
 import re
 from collections.abc import Callable
 from fractions import Fraction
@@ -14,7 +13,8 @@ from types import SimpleNamespace
 
 import torch
 
-from minirl.types import Float, Tensor, check_knob
+from minirl.files import check_path, parse_json
+from minirl.types import Float, Tensor, check_generator, check_size, check_texts
 
 MAX_NEW_TOKENS = 256
 TEMPLATE = "Question: {question}\nThink step by step. End with a line '#### number'.\nAnswer:"
@@ -46,7 +46,7 @@ BEFORE = re.compile(r"[\s(\[{\"'~*]*")  # what may stand between the mark and it
 def load(path: str | Path, *, split: str = "train") -> list[dict[str, str]]:
     """The problems of a .jsonl file, or of SPLIT.jsonl in a folder. ValueError, naming file and line, for a line that is no
     {"question", "answer"} with a `#### number` at its end."""
-    path = Path(path)
+    path = check_path("path", path)
     if path.is_dir():
         path = path / f"{split}.jsonl"
     if not path.is_file():
@@ -66,7 +66,7 @@ def load(path: str | Path, *, split: str = "train") -> list[dict[str, str]]:
 
 
 def _problem(line: bytes) -> dict[str, str]:
-    found = json.loads(line)
+    found = parse_json(line)
     if not isinstance(found, dict):
         raise ValueError(f"got {type(found).__name__}")
     for key in ("question", "answer"):
@@ -92,7 +92,8 @@ def task(path: str | Path, *, split: str = "train") -> SimpleNamespace:
     problems = load(path, split=split)
 
     def picked(n: int, generator: torch.Generator) -> list[dict[str, str]]:
-        check_knob("n", n, 0)
+        check_size("n", n, 0)
+        check_generator(generator)
         return [
             problems[i]
             for i in torch.randint(len(problems), (n,), generator=generator, device=generator.device).tolist()
@@ -120,8 +121,7 @@ def scorer(problems: list[dict[str, str]]) -> Callable[[list[str], list[str]], T
     references = {prompt(problem["question"]): reference_number(problem["answer"]) for problem in problems}
 
     def score(prompts: list[str], responses: list[str]) -> Float[Tensor, " B"]:
-        if len(prompts) != len(responses):
-            raise ValueError(f"responses: wanted one for each of {len(prompts)} prompts, got {len(responses)}")
+        check_texts(prompts=prompts, responses=responses)
         for text in prompts:
             if text not in references:
                 raise ValueError(f"prompts: wanted those of the problems given, got {text[:80]!r}")
@@ -136,6 +136,7 @@ def scorer(problems: list[dict[str, str]]) -> Callable[[list[str], list[str]], T
 
 def is_correct(output: str, reference: str) -> bool:
     """Whether a model's text ends in the number of a GSM8K answer field. ValueError if the field itself has none."""
+    check_texts(output=[output], reference=[reference])
     return extract_answer(output) == reference_number(reference)
 
 

@@ -17,7 +17,17 @@ from itertools import chain, pairwise, product
 import torch
 
 from minirl.tokenizer import Tokenizer, word_tokenizer
-from minirl.types import Bool, Float, Tensor, check_dims, check_finite, check_knob, check_shapes
+from minirl.types import (
+    Bool,
+    Float,
+    Tensor,
+    check_dims,
+    check_finite,
+    check_generator,
+    check_shapes,
+    check_size,
+    check_texts,
+)
 
 MAX_NEW_TOKENS = 40  # the longest story takes 38, and the end token
 
@@ -66,7 +76,8 @@ def tokenizer() -> Tokenizer:
 
 def prompts(n: int, generator: torch.Generator) -> list[str]:
     """n first sentences of 8 tokens, uniform over all there are."""
-    check_knob("n", n, 0)
+    check_size("n", n, 0)
+    check_generator(generator)
     openings = _fillings(OPENING)
     picked = torch.randint(len(openings), (n,), generator=generator, device=generator.device)
     return [openings[i] for i in picked.tolist()]
@@ -74,6 +85,8 @@ def prompts(n: int, generator: torch.Generator) -> list[str]:
 
 def tell(prompts: list[str], generator: torch.Generator) -> list[str]:
     """The author's complete response to each prompt: 2 to 5 sentences, no pattern twice in a row."""
+    check_texts(prompts=prompts)
+    check_generator(generator)
     heroes = [_hero(prompt) for prompt in prompts]
     if None in heroes:
         raise ValueError(
@@ -108,8 +121,7 @@ def gold(prompts: list[str], responses: list[str]) -> Float[Tensor, " B"]:
     - 0.6 * max(0, 3 - sentences)       grammatical ones
     - 0.1 * max(0, length - 24)         tokens, full stops counted, the end token not
     """
-    if len(prompts) != len(responses):
-        raise ValueError(f"responses: wanted one for each of {len(prompts)} prompts, got {len(responses)}")
+    check_texts(prompts=prompts, responses=responses)
     return torch.tensor([_gold(p, r) for p, r in zip(prompts, responses, strict=True)], dtype=torch.float32)
 
 
@@ -121,6 +133,7 @@ def label(gold_a: Float[Tensor, " N"], gold_b: Float[Tensor, " N"], generator: t
     check_dims(1, gold_a=gold_a)
     check_shapes(gold_a=gold_a, gold_b=gold_b)
     check_finite(gold_a=gold_a, gold_b=gold_b)
+    check_generator(generator)
     chance = torch.rand(len(gold_a), generator=generator, device=generator.device)
     return chance.to(gold_a.device) < torch.sigmoid(gold_a - gold_b)
 

@@ -13,6 +13,7 @@ from minirl.advantages import discounted_returns, gae
 from minirl.logprobs import token_logprobs
 from minirl.losses.policy import ppo_clip_loss, reinforce_loss, value_loss
 from minirl.masking import masked_whiten
+from minirl.train.knobs import check_config
 from minirl.train.optimizer import adamw, update
 from minirl.types import Bool, Float, Int, Stats, Tensor, check_dims, check_knob, check_rows, check_shapes
 
@@ -42,6 +43,7 @@ class CartPoleConfig:
         check_knob("epochs", self.epochs, 1)
         check_knob("minibatch", self.minibatch, 1, self.environments * self.length)
         check_knob("lr", self.lr, 0, open_low=True)
+        check_config(self)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ import torch
 from minirl.logprobs import average_logprobs, sequence_logprobs
 from minirl.losses.preference import dpo_loss, ipo_loss, orpo_loss, robust_dpo_loss, simpo_loss
 from minirl.model import Transformer
+from minirl.ranks import ALONE, Ranks
 from minirl.rollout import response_logprobs
 from minirl.run import Run
-from minirl.train.memory import added, check_micro_batch, pair_micro_batches
+from minirl.train.knobs import check_config
+from minirl.train.memory import added, in_parts, pair_micro_batches
 from minirl.train.optimizer import adamw, follow_gradient, warmed_up
 from minirl.train.reward_model import nth_batch
 from minirl.types import PreferenceBatch, Stats, Tensor
@@ -42,7 +44,7 @@ class DPOConfig:
     seed: int = 0
 
     def __post_init__(self):
-        check_micro_batch(self.micro_batch)
+        check_config(self)
 
 
 @dataclass(frozen=True)
@@ -75,25 +77,28 @@ def train(
     run: Run | None = None,
     *,
     row: PairLoss = DPO,
+    ranks: Ranks = ALONE,
 ) -> Transformer:
-    """Raise the log-probability of chosen over rejected responses, relative to the reference."""
+    """Raise the log-probability of chosen over rejected responses, relative to the reference. `ranks` are the processes that
+    share the work: see minirl.ranks."""
     run = run or Run()
-    with torch.no_grad():  # the reference never changes: its log-probabilities are computed once
-        rows_at_once = config.micro_batch or 128
-        parts = [pair_logprobs(ref, data[i : i + rows_at_once], row.pool) for i in range(0, len(data), rows_at_once)]
-        ref_chosen, ref_rejected = (torch.cat(side) for side in zip(*parts, strict=True))
+    # the reference never changes: its log-probabilities are computed once
+    ref_chosen, ref_rejected = in_parts(
+        lambda part: pair_logprobs(ref, part, row.pool), data, config.micro_batch or 128, ranks
+    )
     optimizer = adamw(policy)
     done = run.track(policy=policy, optimizer=optimizer)
     for step in run.steps(done, config.steps):
         rows = nth_batch(step, len(data), config.pairs, seed=config.seed)
         optimizer.zero_grad()
         total, means = 0.0, {}
-        for micro, part in pair_micro_batches(data, rows, config.micro_batch):
+        for micro, part in pair_micro_batches(data, rows, config.micro_batch, ranks=ranks):
             chosen, rejected = pair_logprobs(policy, part, row.pool)
             loss, stats = row.loss(chosen, rejected, ref_chosen[micro], ref_rejected[micro], config)
             loss = loss * (len(micro) / len(rows))  # every loss here is a mean over pairs
             loss.backward()
             total, means = total + loss.detach(), added(means, stats, len(micro) / len(rows))
+        total, means = ranks.total({"loss": total})["loss"], ranks.total(means)
         lr = warmed_up(step, config.lr, config.warmup)
         update_stats = follow_gradient(optimizer, total, step=step, lr=lr, max_grad_norm=config.max_grad_norm)
         run.record(step, means | update_stats | {"loss": total})

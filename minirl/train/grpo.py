@@ -2,20 +2,24 @@
 trained. Which relative runs is a row of the table in `critic_free`."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from minirl.kl import kl_k1
+from minirl.losses.correction import sampling_gap, truncated_importance_weights, weighted
 from minirl.masking import blank, masked_mean
 from minirl.model import Transformer
+from minirl.ranks import ALONE, Ranks
 from minirl.rewards import missing_eos_penalty
-from minirl.rollout import Prompts, Scorer, join, response_logprobs, roll_out
+from minirl.rollout import Prompts, Sample, Scorer, join, response_logprobs, roll_out
 from minirl.run import Run
 from minirl.tokenizer import Tokenizer
-from minirl.train.critic_free import GRPO, CriticFree
-from minirl.train.memory import added, check_micro_batch, in_parts, micro_batches, share
+from minirl.train.critic_free import GRPO, CriticFree, sequence_ratio
+from minirl.train.knobs import check_config
+from minirl.train.memory import added, in_parts, micro_batches, share
 from minirl.train.optimizer import adamw, follow_gradient, warmed_up
-from minirl.types import Rollout, Tensor, check_knob
+from minirl.types import Rollout, Tensor
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,14 @@ class GRPOConfig:
     missing_eos_penalty: float = 0.0
     max_kl: float | None = None  # stop the run above this many nats from the reference
     resample: int = 4  # how often to sample again for groups the row does not keep
+    correction: float | None = field(default=None, repr=False)  # cap of importance weights, if another engine samples
     lr: float = 5e-4
     warmup: int = 5
     max_grad_norm: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
-        check_knob("group_size", self.group_size, 1)
-        check_knob("minibatch", self.minibatch, 1)
-        check_knob("epochs", self.epochs, 1)
-        check_micro_batch(self.micro_batch)
+        check_config(self)
 
 
 def train(
@@ -57,14 +59,19 @@ def train(
     *,
     row: CriticFree = GRPO,
     watch: Scorer | None = None,
+    sample: Sample = roll_out,
+    ranks: Ranks = ALONE,
 ) -> Transformer:
     """Raise the probability of answers that score above their group. `ref` may be None if kl_coef is 0 and max_kl is None.
 
-    `watch` is a score that is recorded as gold_mean and never trained on.
+    `watch` is a score that is recorded as gold_mean and never trained on. `sample` writes the answers; `ranks` are the
+    processes that share the work: see minirl.ranks.
     """
     run = run or Run()
     if ref is None and (config.kl_coef > 0 or config.max_kl is not None):
         raise ValueError(f"ref: wanted a model since kl_coef = {config.kl_coef}, max_kl = {config.max_kl}, got None")
+    if config.correction is not None and row.surrogate is sequence_ratio:
+        raise ValueError("correction: weighs tokens, and this row has one ratio a response; None for it")
     optimizer = adamw(policy)
     generator = torch.Generator().manual_seed(config.seed)
     done = run.track(policy=policy, optimizer=optimizer, generator=generator)
@@ -72,28 +79,21 @@ def train(
         lr = warmed_up(step, config.lr, config.warmup)
 
         # 1. and 2. roll out and score, again while the row asks for other groups
-        texts, rollout, scores, dead = sample_groups(policy, tokenizer, prompts, score, config, row, generator)
+        texts, rollout, scores, dead = sample_groups(policy, tokenizer, prompts, score, config, row, generator, sample)
         mask = row.counted(rollout)
         if not mask.any():
             raise ValueError(
                 f"max_new_tokens: every response ran into the limit of {config.max_new_tokens}, and this row trains only "
                 f"on those that ended"
             )
-        old_logprobs = rollout.logprobs
+        old_logprobs, weights, gap = rollout.logprobs, None, {}
+        if config.correction is not None:  # another engine sampled: what it calls this policy is not quite this policy
+            old_logprobs, _ = in_parts(partial(read, policy, config), rollout, config.micro_batch, ranks)
+            weights = truncated_importance_weights(old_logprobs, rollout.logprobs, rollout.mask, cap=config.correction)
+            gap = {"sampling_gap": sampling_gap(old_logprobs, rollout.logprobs, rollout.mask)}
         ref_logprobs = kl = torch.zeros_like(old_logprobs)
         if ref is not None:
-            ref_logprobs, _ = in_parts(
-                lambda part: response_logprobs(
-                    ref,
-                    part.tokens,
-                    part.starts,
-                    part.mask.shape[1],
-                    temperature=config.temperature,
-                    prompt_index=part.prompt_index,
-                ),
-                rollout,
-                config.micro_batch,
-            )
+            ref_logprobs, _ = in_parts(partial(read, ref, config), rollout, config.micro_batch, ranks)
             kl = kl_k1(old_logprobs, ref_logprobs)
 
         # 3. advantages: one number an answer
@@ -106,19 +106,13 @@ def train(
                     continue
                 optimizer.zero_grad()
                 sums, means = {}, {}
-                for micro, part in micro_batches(rollout, rows, config.micro_batch, counted=mask):
+                for micro, part in micro_batches(rollout, rows, config.micro_batch, counted=mask, ranks=ranks):
                     T, reduce = part.mask.shape[1], share(row.reduce(config), mask, rows, micro)
-                    logprobs, entropies = response_logprobs(
-                        policy,
-                        part.tokens,
-                        part.starts,
-                        T,
-                        temperature=config.temperature,
-                        prompt_index=part.prompt_index,
-                    )
+                    logprobs, entropies = read(policy, config, part)
                     counted = mask[micro, :T]
+                    corrected = reduce if weights is None else weighted(reduce, weights[micro, :T])
                     loss, stats = row.surrogate(
-                        logprobs, old_logprobs[micro, :T], advantages[micro], counted, config, reduce
+                        logprobs, old_logprobs[micro, :T], advantages[micro], counted, config, corrected
                     )
                     if row.penalty is not None and config.kl_coef > 0:
                         penalty = row.penalty(logprobs, ref_logprobs[micro, :T], counted)
@@ -127,6 +121,7 @@ def train(
                     sums = added(sums, {"loss": loss})
                     stats = stats | {"entropy": masked_mean(entropies, part.mask)}
                     means = added(means, stats, counted.sum() / mask[rows].sum())
+                sums, means = ranks.total(sums), ranks.total(means)
                 update_stats = follow_gradient(
                     optimizer, sums["loss"], step=step, lr=lr, max_grad_norm=config.max_grad_norm
                 )
@@ -144,12 +139,25 @@ def train(
                 "length_mean": rollout.mask.sum(1).float().mean(),
                 "finished": rollout.finished.float().mean(),
             }
+            | gap
             | ({} if ref is None else {"kl": sequence_kl})
             | ({} if watch is None else {"gold_mean": watch(texts, rollout).mean()}),
         )
         if config.max_kl is not None and sequence_kl > config.max_kl:
             run.stop(f"KL {sequence_kl:.2f} is above max_kl = {config.max_kl}")
     return policy
+
+
+def read(model: Transformer, config: GRPOConfig, part: Rollout) -> tuple[Tensor, Tensor]:
+    """log pi of the answers at the sampling temperature, and the entropy behind each token."""
+    return response_logprobs(
+        model,
+        part.tokens,
+        part.starts,
+        part.mask.shape[1],
+        temperature=config.temperature,
+        prompt_index=part.prompt_index,
+    )
 
 
 def sample_groups(
@@ -160,6 +168,7 @@ def sample_groups(
     config: GRPOConfig,
     row: CriticFree,
     generator: torch.Generator,
+    sample: Sample = roll_out,
 ) -> tuple[list[str], Rollout, Tensor, Tensor]:
     """config.prompts groups of answers that the row keeps: prompts, rollout, scores, and the share of dead groups sampled.
 
@@ -169,7 +178,7 @@ def sample_groups(
     kept_texts, kept, kept_scores, sampled, dead = [], [], [], 0, 0
     for _ in range(1 + config.resample):
         missing = config.prompts - sum(len(scores) for scores in kept_scores) // config.group_size
-        texts, rollout = roll_out(
+        texts, rollout = sample(
             policy,
             tokenizer,
             prompts(missing, generator),

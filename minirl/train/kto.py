@@ -9,6 +9,7 @@ from minirl.losses.preference import kto_loss
 from minirl.model import Transformer
 from minirl.rollout import response_logits
 from minirl.run import Run
+from minirl.train.knobs import check_config
 from minirl.train.optimizer import adamw, update, warmed_up
 from minirl.train.reward_model import nth_batch
 from minirl.types import Bool, Int, PreferenceBatch, Tensor
@@ -25,6 +26,9 @@ class KTOConfig:
     warmup: int = 10
     max_grad_norm: float = 1.0
     seed: int = 0
+
+    def __post_init__(self):
+        check_config(self)
 
 
 def train(

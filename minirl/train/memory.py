@@ -20,41 +20,44 @@ from dataclasses import replace
 import torch
 
 from minirl.masking import blank
-from minirl.types import Bool, Int, PreferenceBatch, Reducer, Rollout, Stats, Tensor, check_size
-
-
-def check_micro_batch(size: int | None) -> None:
-    if size is not None:
-        check_size("micro_batch", size)
+from minirl.ranks import ALONE, Ranks
+from minirl.types import Bool, Int, PreferenceBatch, Reducer, Rollout, Stats, Tensor
 
 
 def micro_batches(
-    rollout: Rollout, rows: Int[Tensor, " M"], size: int | None, *, counted: Bool[Tensor, "B T"] | None = None
+    rollout: Rollout,
+    rows: Int[Tensor, " M"],
+    size: int | None,
+    *,
+    counted: Bool[Tensor, "B T"] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Tensor, Rollout]]:
     """(row numbers, those rows) of at most `size` rows each, responses of one length together and without padding that
     they do not need. None: all the rows as they are. A part without a token that is `counted` (None: rollout.mask) is left
-    out."""
-    if size is None:
+    out. Of several `ranks`, each gets the parts of its own rows."""
+    if size is None and ranks.size == 1:
         yield rows, rollout[rows]
         return
     counted = rollout.mask if counted is None else counted
-    # the longest first: if memory runs out, it does so at once
+    # the longest first: if memory runs out, it does so at once; and dealt like cards, so that ranks have equally much to do
     order = rollout.mask[rows].sum(1).argsort(descending=True, stable=True)
-    for micro in rows[order.to(rows.device)].split(size):
-        if counted[micro].any():
-            yield micro, tight(rollout[micro])
+    mine = rows[order.to(rows.device)][ranks.rank :: ranks.size]
+    parts = [micro for micro in mine.split(size or len(rows)) if counted[micro].any()]
+    for micro in ranks.in_step(parts):
+        yield micro, tight(rollout[micro])
 
 
 def pair_micro_batches(
-    pairs: PreferenceBatch, rows: Int[Tensor, " M"], size: int | None
+    pairs: PreferenceBatch, rows: Int[Tensor, " M"], size: int | None, *, ranks: Ranks = ALONE
 ) -> Iterator[tuple[Tensor, PreferenceBatch]]:
     """The same for pairs: (row numbers, those pairs), the longest first."""
-    if size is None:
+    if size is None and ranks.size == 1:
         yield rows, pairs[rows]
         return
     longest = torch.maximum(pairs.chosen_mask.sum(1), pairs.rejected_mask.sum(1))
     order = longest[rows].argsort(descending=True, stable=True)
-    for micro in rows[order.to(rows.device)].split(size):
+    mine = rows[order.to(rows.device)][ranks.rank :: ranks.size]
+    for micro in ranks.in_step([micro for micro in mine.split(size or len(rows)) if len(micro)]):
         part = pairs[micro]
         before, width = int(part.starts.min()), max(int(longest[micro].max()), 1)
         end = part.chosen.shape[1] - part.chosen_mask.shape[1] + width
@@ -71,12 +74,30 @@ def pair_micro_batches(
 
 
 @torch.no_grad()
-def in_parts(read: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout, size: int | None) -> tuple[Tensor, ...]:
-    """read(rollout), tables of one row a response, made of `size` rows at a time and without gradient. None: all at once."""
+def in_parts(
+    read: Callable[[Rollout | PreferenceBatch], tuple[Tensor, ...]],
+    batch: Rollout | PreferenceBatch,
+    size: int | None,
+    ranks: Ranks = ALONE,
+) -> tuple[Tensor, ...]:
+    """read(batch), tables of one row a response or pair, made of `size` rows at a time and without gradient. None: all at
+    once. Several `ranks` read a part each, and all get the whole."""
+    if ranks.size > 1:
+        return _in_parts_of_ranks(read, batch, size, ranks)
     if size is None:
-        return read(rollout)
-    parts = [read(rollout[i : i + size]) for i in range(0, len(rollout), size)]
+        return read(batch)
+    parts = [read(batch[i : i + size]) for i in range(0, len(batch), size)]
     return tuple(torch.cat(tables) for tables in zip(*parts, strict=True))
+
+
+def _in_parts_of_ranks(
+    read: Callable, batch: Rollout | PreferenceBatch, size: int | None, ranks: Ranks
+) -> tuple[Tensor, ...]:
+    """Equally many rows for every rank, since all of them read a sharded model at once: the last row is read more often."""
+    n, each = len(batch), -(-len(batch) // ranks.size)
+    rows = torch.arange(ranks.rank * each, (ranks.rank + 1) * each, device=batch.starts.device).clamp(max=n - 1)
+    tables = in_parts(read, batch[rows], size)
+    return tuple(torch.cat(ranks.every(table))[:n] for table in tables)
 
 
 def tight(rollout: Rollout) -> Rollout:

@@ -5,17 +5,16 @@ import math
 import torch
 from torch import nn
 
+from minirl.guards import CAUSES, NonFiniteError, bad_gradients, check_ceiling, first_bad
 from minirl.types import Stats, Tensor
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient is NaN or infinite. The run stops before the weights are touched."""
 
 
 def adamw(model: nn.Module, *, weight_decay: float = 0.0) -> torch.optim.AdamW:
     """AdamW over everything that asks for a gradient (Loshchilov & Hutter 2019), in PyTorch's fused form."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, weight_decay=weight_decay, betas=(0.9, 0.95), fused=True)
+    names, parameters = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
+    optimizer = torch.optim.AdamW(parameters, weight_decay=weight_decay, betas=(0.9, 0.95), fused=True)
+    optimizer.param_groups[0]["param_names"] = list(names)  # where PyTorch 2.6 and later keep them
+    return optimizer
 
 
 def warmed_up(step: int, lr: float, warmup: int) -> float:
@@ -39,21 +38,50 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, *, step: int, lr: flo
 
 
 def follow_gradient(
-    optimizer: torch.optim.Optimizer, loss: Tensor, *, step: int, lr: float, max_grad_norm: float
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    *,
+    step: int,
+    lr: float,
+    max_grad_norm: float,
+    parts: Stats | None = None,
 ) -> Stats:
-    """One optimiser step on the gradients that are there, of one backward pass or of several. `loss` is only looked at."""
+    """One optimiser step on the gradients that are there, of one backward pass or of several. `loss` is only looked at, and
+    `parts`, what it is the sum of, only named if it is not finite.
+
+    NonFiniteError, before any weight or moment changes, names what was not finite first: the part of the loss, or the
+    parameter and the place in its gradient.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    # Asked once, after both are there: this is the one point of a step where an accelerator is waited for.
-    if not torch.isfinite(loss + grad_norm):
-        what = "gradient" if torch.isfinite(loss) else "loss"
-        value = grad_norm.item() if what == "gradient" else loss.item()
-        raise NonFiniteError(
-            f"step {step}: the {what} is {value}. Likely causes: a learning rate that is too high (lr = {lr:g}), a score or "
-            f"logit that was already not finite, log-ratios of a policy far from the one that sampled. Nothing was updated; "
-            f"the last checkpoint is good."
+    # Asked here, after all is computed: this is the one point of a step where an accelerator is waited for.
+    if not torch.isfinite(loss):
+        name, value = next(
+            ((name, x) for name, x in (parts or {}).items() if not x.isfinite().all()), ("loss", loss.detach())
         )
+        raise NonFiniteError(f"step {step}: the {name} is {first_bad(value)}. {because(lr)}")
+    try:
+        grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm, error_if_nonfinite=True)
+    except RuntimeError as error:
+        if "non-finite" not in str(error):
+            raise
+        raise NonFiniteError(f"step {step}: {bad_gradients(named(optimizer))}. {because(lr)}") from None
+    if hasattr(grad_norm, "full_tensor"):  # of a sharded model: every rank knows its share
+        grad_norm = grad_norm.full_tensor()
+    check_ceiling(step, grad_norm.item())
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     return {"grad_norm": grad_norm.detach(), "lr": torch.tensor(lr)}
+
+
+def because(lr: float) -> str:
+    return f"{CAUSES.format(lr=f' (lr = {lr:g})')}. Nothing was updated."
+
+
+def named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
+    """The parameters with their names in the model, or their numbers where nobody wrote them down."""
+    found = []
+    for number, group in enumerate(optimizer.param_groups):
+        names = group.get("param_names") or [f"parameter {i} of group {number}" for i in range(len(group["params"]))]
+        found += zip(names, group["params"], strict=True)
+    return found

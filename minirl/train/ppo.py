@@ -5,14 +5,16 @@ from dataclasses import dataclass, field
 import torch
 
 from minirl.kl import AdaptiveKL, kl_k1
-from minirl.losses.policy import ppo_clip_loss, value_clip_loss
+from minirl.losses.policy import ppo_clip_loss, value_clip_loss, value_loss
 from minirl.masking import blank, masked_mean, masked_whiten, token_mean
 from minirl.model import PolicyWithValue, Transformer
+from minirl.ranks import ALONE, Ranks
 from minirl.rewards import kl_shaped_rewards, missing_eos_penalty
-from minirl.rollout import Prompts, Scorer, response_logprobs, response_logprobs_and_values, roll_out
+from minirl.rollout import Prompts, Sample, Scorer, response_logprobs, response_logprobs_and_values, roll_out
 from minirl.run import Run
 from minirl.tokenizer import Tokenizer
-from minirl.train.memory import added, check_micro_batch, in_parts, micro_batches, share
+from minirl.train.knobs import check_config
+from minirl.train.memory import added, in_parts, micro_batches, share
 from minirl.train.optimizer import adamw, follow_gradient, warmed_up
 from minirl.types import Float, Rollout, Stats, Tensor, check_knob
 
@@ -43,9 +45,8 @@ class PPOConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_config(self)
         check_knob("minibatch", self.minibatch, 1, self.batch)
-        check_knob("epochs", self.epochs, 1)
-        check_micro_batch(self.micro_batch)
 
 
 def train(
@@ -58,10 +59,13 @@ def train(
     run: Run | None = None,
     *,
     watch: Scorer | None = None,
+    sample: Sample = roll_out,
+    ranks: Ranks = ALONE,
 ) -> PolicyWithValue:
     """Maximise E[score - kl_coef * KL(policy || ref)]. `ref` is the frozen model the policy is kept close to.
 
-    `watch` is a score that is recorded as gold_mean and never trained on.
+    `watch` is a score that is recorded as gold_mean and never trained on. `sample` writes the responses; `ranks` are the
+    processes that share the work: see minirl.ranks.
     """
     run = run or Run()
     optimizer = adamw(model)
@@ -72,7 +76,7 @@ def train(
         kl_coef, lr = adaptive.kl_coef, warmed_up(step, config.lr, config.warmup)
 
         # 1. roll out: the policy writes responses
-        texts, rollout = roll_out(
+        texts, rollout = sample(
             model,
             tokenizer,
             prompts(config.batch, generator),
@@ -85,7 +89,17 @@ def train(
         scores = missing_eos_penalty(score(texts, rollout), rollout.finished, penalty=config.missing_eos_penalty)
 
         stats = improve(
-            model, ref, rollout, scores, config, optimizer, kl_coef=kl_coef, step=step, lr=lr, generator=generator
+            model,
+            ref,
+            rollout,
+            scores,
+            config,
+            optimizer,
+            kl_coef=kl_coef,
+            step=step,
+            lr=lr,
+            generator=generator,
+            ranks=ranks,
         )
         if config.kl_target is not None:
             adaptive.update(float(stats["kl"]), config.batch)
@@ -107,6 +121,7 @@ def improve(
     step: int,
     lr: float,
     generator: torch.Generator,
+    ranks: Ranks = ALONE,
 ) -> Stats:
     """The second half of a step: rewards, advantages and updates, on responses that are there and scored."""
     mask, length = rollout.mask, rollout.mask.shape[1]
@@ -119,13 +134,16 @@ def improve(
 
     # 2. the score goes to the last token, KL to the reference to every token
     first = None
-    if config.micro_batch is None and config.minibatch >= len(rollout):
+    if config.micro_batch is None and config.minibatch >= len(rollout) and ranks.size == 1:
         first = read(rollout)  # with its gradient: the first update reads the same rows with the same weights
         old_logprobs, _, values = (table.detach() for table in first)
     else:
-        old_logprobs, _, values = in_parts(read, rollout, config.micro_batch)
+        old_logprobs, _, values = in_parts(read, rollout, config.micro_batch, ranks)
     ref_logprobs, _ = in_parts(
-        lambda part: response_logprobs(ref, part.tokens, part.starts, length, **knobs), rollout, config.micro_batch
+        lambda part: response_logprobs(ref, part.tokens, part.starts, length, **knobs),
+        rollout,
+        config.micro_batch,
+        ranks,
     )
     kl = kl_k1(old_logprobs, ref_logprobs)
     rewards = kl_shaped_rewards(scores, kl, mask, kl_coef=kl_coef)
@@ -138,8 +156,8 @@ def improve(
     for _ in range(config.epochs):
         for rows in torch.randperm(len(rollout), generator=generator).split(config.minibatch):
             optimizer.zero_grad()
-            sums, means = {}, {}
-            for micro, part in micro_batches(rollout, rows, config.micro_batch):
+            sums, means, seen = {}, {}, torch.zeros_like(values)
+            for micro, part in micro_batches(rollout, rows, config.micro_batch, ranks=ranks):
                 T, reduce = part.mask.shape[1], share(token_mean, mask, rows, micro)
                 logprobs, entropies, new_values = read(part) if first is None else (table[rows] for table in first)
                 first = None
@@ -159,17 +177,20 @@ def improve(
                     clip_eps=config.value_clip_eps,
                     reduce=reduce,
                 )
+                seen[micro, :T] = new_values.detach()
                 mean_entropy = reduce(entropies, part.mask)
                 loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
                 loss.backward()
                 parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": mean_entropy, "loss": loss}
                 sums = added(sums, parts)
                 means = added(means, value_stats | stats, part.mask.sum() / mask[rows].sum())
+            sums, means, seen = ranks.total(sums), ranks.total(means), ranks.add(seen)
+            means["explained_variance"] = explained_variance(seen[rows], returns[rows], mask[rows])
             update_stats = follow_gradient(
-                optimizer, sums["loss"], step=step, lr=lr, max_grad_norm=config.max_grad_norm
+                optimizer, sums["loss"], step=step, lr=lr, max_grad_norm=config.max_grad_norm, parts=sums
             )
 
-    names = ("explained_variance", *stats)
+    names = ("explained_variance", "loss", "ratio_mean", "clip_fraction", "approx_kl")
     return (
         {
             "reward_mean": scores.mean(),
@@ -186,3 +207,8 @@ def improve(
         | update_stats
         | sums
     )
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """Of a whole minibatch: that of a part is no share of it."""
+    return value_loss(values, returns, mask)[1]["explained_variance"]

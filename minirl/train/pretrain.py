@@ -11,6 +11,7 @@ from minirl.model import Transformer
 from minirl.rollout import encode_examples
 from minirl.run import Run
 from minirl.tokenizer import Tokenizer
+from minirl.train.knobs import check_config
 from minirl.train.optimizer import adamw, update, warmed_up_then_cosine
 
 Examples = Callable[[int, torch.Generator], tuple[list[str], list[str]]]  # n, generator -> prompts, responses
@@ -25,6 +26,9 @@ class PretrainConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     seed: int = 0
+
+    def __post_init__(self):
+        check_config(self)
 
 
 def train(

@@ -7,6 +7,7 @@ import torch
 from minirl.losses.preference import bradley_terry_loss
 from minirl.model import RewardModel
 from minirl.run import Run
+from minirl.train.knobs import check_config
 from minirl.train.optimizer import adamw, update, warmed_up_then_cosine
 from minirl.types import PreferenceBatch, Stats, Tensor
 
@@ -21,6 +22,9 @@ class RewardModelConfig:
     max_grad_norm: float = 1.0
     margin: float = 0.0
     seed: int = 0
+
+    def __post_init__(self):
+        check_config(self)
 
 
 def train(model: RewardModel, data: PreferenceBatch, config: RewardModelConfig, run: Run | None = None) -> RewardModel:

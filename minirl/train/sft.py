@@ -10,6 +10,7 @@ from minirl.model import Transformer
 from minirl.rollout import encode_examples, response_logits
 from minirl.run import Run
 from minirl.tokenizer import Tokenizer
+from minirl.train.knobs import check_config
 from minirl.train.optimizer import adamw, update, warmed_up_then_cosine
 from minirl.train.pretrain import Examples
 
@@ -23,6 +24,9 @@ class SFTConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     seed: int = 0
+
+    def __post_init__(self):
+        check_config(self)
 
 
 def train(

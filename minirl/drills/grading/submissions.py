@@ -7,6 +7,8 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
+from minirl.files import read_text
+
 MOST_CODE = 1_000_000  # bytes
 MOST_NOTEBOOK = 50_000_000  # bytes: pictures stand in them
 
@@ -88,7 +90,10 @@ def cells(content: bytes) -> list[str]:
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise ValueError("it is no notebook: no list of cells")
     code = [cell for cell in notebook["cells"] if isinstance(cell, dict) and cell.get("cell_type") == "code"]
-    return ["".join(map(str, cell.get("source") or [])) for cell in code]
+    sources = [cell.get("source") or [] for cell in code]
+    if not all(isinstance(source, str | list) for source in sources):
+        raise ValueError("it is no notebook: a cell whose source is no text")
+    return ["".join(map(str, source)) for source in sources]
 
 
 def asked(drills: str | None, submissions: list[Submission], known: list[str]) -> list[str]:
@@ -102,7 +107,7 @@ def asked(drills: str | None, submissions: list[Submission], known: list[str]) -
             raise ValueError("--drills: no submission defines a function named after a drill; name the ones asked for")
         return sorted(found)
     is_file = "," not in drills and Path(drills).is_file()
-    lines = Path(drills).read_text(encoding="utf-8").splitlines() if is_file else drills.split(",")
+    lines = read_text(Path(drills)).splitlines() if is_file else drills.split(",")
     names = [name for line in lines if (name := line.partition("#")[0].strip())]
     for name in names:
         if name not in known:
