@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
+import api  # noqa: E402
 import build  # noqa: E402
 import pages  # noqa: E402
 
@@ -60,3 +61,14 @@ def test_links_lead_to_pages_or_to_the_repository():
 
 def test_plain_text_stays_plain():
     assert pages.cell("a*b_c <think> $5 [x] `k_1`") == r"a\*b\_c \<think\> \$5 \[x\] `k_1`"
+
+
+def test_the_reference_has_every_module():
+    """Of the rooms that are shown module by module; a new one is either documented or said to be inner."""
+    package = ROOT / "minirl"
+    found = {path.stem for path in package.glob("*.py") if path.stem != "__init__"}
+    found |= {path.parent.name for path in package.glob("*/__init__.py")}
+    for room in ("losses", "tasks", "train", "kernels"):
+        found |= {f"{room}.{path.stem}" for path in (package / room).glob("*.py") if path.stem != "__init__"}
+    shown = [name for names in api.SECTIONS.values() for name in names]
+    assert len(set(shown)) == len(shown) and set(shown) | api.INNER == found and not set(shown) & api.INNER

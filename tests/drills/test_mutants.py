@@ -18,10 +18,10 @@ FILES = ["test_masking", "test_logprobs", "test_kl", "test_advantages", "test_re
 FILES = [f"{name}.py" for name in FILES] + ["losses/test_policy.py", "losses/test_preference.py"]
 FILES += [
     "drills/test_by_hand.py",
-    "test_generate.py::test_nucleus_by_hand",
+    "test_sampling.py::test_nucleus_by_hand",
     "test_model.py::test_last_token_is_the_last_that_counts",
 ]
-FILES += ["test_model.py::test_naive_attention_is_what_pytorch_computes"]
+FILES += ["test_attention.py::test_naive_attention_is_what_pytorch_computes"]
 
 # how the name of a test speaks of a function, where it is not by the function's own name
 SPOKEN = {

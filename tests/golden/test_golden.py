@@ -31,7 +31,7 @@ VECTORS = [
 ]
 FACTORIES = {"masking.fixed_length_mean", "masking.masked_sum_over"}
 ROOMS = ["masking", "logprobs", "kl", "advantages", "rewards", "losses.policy", "losses.preference"]
-INNER = {"masking.blank", "kl.clamp_log_ratio"}  # public between the rooms, promised to nobody
+INNER = {"masking.blank", "kl.clamp_log_ratio", "logprobs.predicting"}  # public between the rooms, promised to nobody
 
 
 def as_tensor(x):
