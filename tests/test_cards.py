@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+import select
 import signal
 import sqlite3
 import sys
@@ -340,6 +341,9 @@ def talk(keys: list[bytes], *words: str) -> tuple[str, int]:
         os.execv(sys.executable, [sys.executable, "-c", code, *words])
     said, waiting = b"", list(keys)
     while True:
+        if not select.select([terminal], [], [], 3)[0] and not waiting:
+            os.write(terminal, keys[-1])  # a Ctrl-C that came between the prompt and the reading of the answer was lost
+            continue
         try:
             piece = os.read(terminal, 65536)
         except OSError:  # the other side has closed
