@@ -6,7 +6,6 @@ import html
 import json
 import os
 import re
-import select
 import signal
 import sqlite3
 import sys
@@ -14,6 +13,7 @@ import zipfile
 from datetime import date, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
+from select import select as readable
 
 import pytest
 import torch
@@ -341,7 +341,7 @@ def talk(keys: list[bytes], *words: str) -> tuple[str, int]:
         os.execv(sys.executable, [sys.executable, "-c", code, *words])
     said, waiting = b"", list(keys)
     while True:
-        if not select.select([terminal], [], [], 3)[0] and not waiting:
+        if not readable([terminal], [], [], 3)[0] and not waiting:
             os.write(terminal, keys[-1])  # a Ctrl-C that came between the prompt and the reading of the answer was lost
             continue
         try:
