@@ -359,6 +359,8 @@ def test_the_drills_stand_on_the_floors_below_and_nothing_stands_on_them():
     package = Path(minirl.drills.__file__).parent
     below = {
         "types",
+        "files",
+        "disk",
         "masking",
         "logprobs",
         "kl",
