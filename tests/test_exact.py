@@ -291,7 +291,12 @@ def test_rotary_positions_cannot_count_equal_tokens_and_learned_ones_can():
         (lambda: exact.kl(torch.zeros(3), torch.zeros(4)), "logq"),
         (lambda: exact.values(WORLDS[0], table(WORLDS[0], 1), table(WORLDS[0], 1), gamma=1.1), "gamma"),
         (lambda: WORLDS[0].scorer(torch.zeros(2)), "scores"),
-        (lambda: exact.expected_gradient(lambda r: r.sum(), torch.zeros(1, requires_grad=True), torch.ones(50) / 50, batch=4), "batch"),
+        (
+            lambda: exact.expected_gradient(
+                lambda r: r.sum(), torch.zeros(1, requires_grad=True), torch.ones(50) / 50, batch=4
+            ),
+            "batch",
+        ),
         (lambda: WORLDS[0].rows(torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool)), "response"),
     ],
 )
