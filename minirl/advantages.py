@@ -119,7 +119,7 @@ def group_centered_advantages(rewards: Float[Tensor, " B"], group_size: int) -> 
 
 
 def leave_one_out_advantages(rewards: Float[Tensor, " B"], group_size: int) -> Float[Tensor, " B"]:
-    """r_i minus the mean of the OTHER rewards of its group (RLOO, Ahmadian et al. 2024, eq. 8; Kool et al. 2019).
+    """r_i minus the mean of the OTHER rewards of its group (RLOO, Ahmadian et al. 2024, section 2.3; Kool et al. 2019).
 
     The baseline does not depend on the answer it judges, so the gradient is unbiased; it equals the centred advantage
     times G / (G - 1).

@@ -502,7 +502,7 @@ def test_the_sheet_is_whole_and_small_enough(tmp_path, capsys):
         assert card.question in page.text and sheet.first_line(card.short) in page.text
     assert page.tags.count("code") == sum(map(len, sheet.FORMULAS.values()))
     # printed by a browser it was two pages of A4, each with some room left
-    for half in text.split("<body>")[1].split('<h1 class="second">'):
+    for half in text.split("<body>")[1].split('<h2 class="part second">'):
         assert 500 < len(re.sub(r"<[^>]+>", " ", half).split()) < 1250
 
 

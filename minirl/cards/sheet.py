@@ -110,8 +110,8 @@ STYLE = """
 @page { size: A4; margin: 9mm 9mm; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 192mm; font: 8.1pt/1.27 system-ui, sans-serif; color: #1c2024; background: #ffffff; }
-h1 { font-size: 11.5pt; margin: 1.5mm 0 1mm; } h1 small { font-weight: 400; font-size: 8pt; color: #4d555c; }
-h2 { font-size: 8.8pt; margin: 1.8mm 0 .7mm; border-bottom: .35mm solid #0072b2; break-after: avoid; }
+h1, h2.part { font-size: 11.5pt; margin: 1.5mm 0 1mm; } small { font-weight: 400; font-size: 8pt; color: #4d555c; }
+h2 { font-size: 8.8pt; margin: 1.8mm 0 .7mm; border-bottom: .35mm solid #0072b2; break-after: avoid; } h2.part { border: 0; }
 p, ol, ul { margin: 0; } ul { padding-left: 3.5mm; } ol { padding-left: 6mm; } li { break-inside: avoid; margin-bottom: .45mm; }
 code { font: 7.6pt/1.25 ui-monospace, "DejaVu Sans Mono", monospace; display: block; white-space: pre-wrap; color: #0b3d66; }
 .formula { break-inside: avoid; margin-bottom: .75mm; } .formula span { color: #4d555c; }
@@ -140,9 +140,9 @@ def sheet_page(evening: list[Card]) -> str:
         memory(),
         "<p>A reward model adds 2. Frozen in float32: 4. Logits: tokens x V x 4.</p>",
     ]
-    parts += ["</div>", "<h1>Traps <small>say the right one before they ask</small></h1>"]
+    parts += ["</div>", '<h2 class="part">Traps <small>say the right one before they ask</small></h2>']
     parts.append('<ul class="columns">' + "".join(f"<li>{escape(trap)}</li>" for trap in TRAPS) + "</ul>")
-    parts.append(f'<h1 class="second">How {len(evening)} answers begin <small>the most useful first</small></h1>')
+    parts.append(f'<h2 class="part second">How {len(evening)} answers begin <small>the most useful first</small></h2>')
     lines = (f"<li><b>{escape(card.question)}</b>{escape(first_line(card.short))}</li>" for card in evening)
     parts += ['<ol class="columns lines">' + "".join(lines) + "</ol>"]
     return document("minirl: the evening before", STYLE, "\n".join(parts))
