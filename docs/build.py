@@ -26,7 +26,7 @@ from minirl import REPOSITORY  # noqa: E402
 
 BUILD = DOCS / "_build"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
-HAND_WRITTEN = ("index", "golden", "conformance", "benchmarks", "interview", "teaching", "syllabus")
+HAND_WRITTEN = ("index", "golden", "conformance", "benchmarks", "interview", "teaching", "syllabus", "comparison")
 
 
 def main() -> int:

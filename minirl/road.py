@@ -74,7 +74,7 @@ class Walk:
 def walk(out: Path, *, seed: int = 0, device: str = "cpu", quick: bool = False) -> dict:
     """Both worlds, all stages. Writes models, metrics and results.json under `out` and returns the results."""
     w = Walk(Path(out), seed, device, quick)
-    print("Stories: a model learns to write, then to please a reader whose taste it knows only from comparisons.")
+    print("Stories: a model learns to write, then to please a reader\nwhose taste it knows only from comparisons.")
     story_results = walk_stories(w)
     print("Digit sums: a model learns, from right and wrong alone, to work a sum out before it answers.")
     digit_results = walk_digits(w)
@@ -284,7 +284,8 @@ def summary(results: dict) -> str:
         clock = f"{took[name]:.1f}" if name in took else ""
         lines.append(f"  {name:<14}{row['gold']:>8.2f}{row['proxy']:>8.2f}{kl:>8}{row['length']:>8.1f}{clock:>9}")
     lines += [
-        "  gold: what the hidden reader really likes. proxy: what the reward model believes. KL: nats from SFT.",
+        "  gold: what the hidden reader really likes. proxy: what the reward model",
+        "  believes. KL: nats from SFT.",
         "",
         "Digit sums.",
         f"  {'':<14}{'accuracy':>9}{'worked':>8}{'length':>8}{'seconds':>9}",
@@ -301,6 +302,7 @@ def summary(results: dict) -> str:
     for name in ("SFT", "GRPO"):
         prompt, response = digits["samples"][name][0]
         lines.append(f"  {name:<12}{prompt}{response}")
+    lines.append("  (Up to the colon: the running sums of the digits, modulo 10. After it: the answer.)")
     return "\n".join(lines)
 
 
