@@ -32,7 +32,7 @@ from minirl.shards import whole_state
 from minirl.tasks import gsm8k
 from minirl.tokenizer import Tokenizer
 from minirl.train.settings import tiny_transformer
-from minirl.types import check_knob, check_size, check_texts
+from minirl.types import check_knob, check_precision, check_size, check_texts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -105,7 +105,7 @@ def attempt(
 ) -> Path:
     """Run one loop from its start or its last checkpoint, and write what it leaves: final/, and with LoRA adapter/ too."""
     loop = LOOPS[name]
-    check_savings(loop, lora, dtype)
+    check_savings(loop, lora, dtype, device)
     check_scaling(loop, lora, ranks, rollouts)
     module, settings = find_task(task)
     start, tokenizer = starting_model(module, loop, model, seed, DTYPES[dtype], device)
@@ -198,11 +198,12 @@ def unsharded(trained, module, loop: Loop, model: str | None, seed: int, dtype, 
     return whole
 
 
-def check_savings(loop: Loop, lora: int | None, dtype: str) -> None:
+def check_savings(loop: Loop, lora: int | None, dtype: str, device: str) -> None:
     if lora is not None and loop.settings not in ("ppo", "grpo", "dpo", "kto", "sft"):
         raise ValueError(f"--lora: {loop.settings} trains every weight; LoRA is for sft, ppo, grpo, dpo and their kin")
     if dtype not in DTYPES:
         raise ValueError(f"--dtype: wanted {' or '.join(DTYPES)}, got {dtype!r}")
+    check_precision("--dtype", DTYPES[dtype], device)
     if dtype != "fp32" and lora is None:
         raise ValueError(
             f"--dtype: {dtype} weights cannot learn by themselves: an update below 1/256 of a weight is rounded away. "

@@ -217,6 +217,17 @@ def check_knob(
         raise ValueError(f"{name}: wanted a finite number in {interval}, got {shortened(number)}")
 
 
+def check_precision(name: str, dtype: torch.dtype | None, device: torch.device | str) -> None:
+    """NVIDIA GPUs older than Ampere (Colab's free T4) only imitate bfloat16. PyTorch calls that supported."""
+    gpu = torch.device(device).type == "cuda" and torch.cuda.is_available() and torch.version.hip is None
+    if dtype == torch.bfloat16 and gpu and (found := torch.cuda.get_device_capability(device)) < (8, 0):
+        raise ValueError(
+            f"{name}: bfloat16 wants compute capability 8.0 or newer (A100, L4, RTX 30), got "
+            f"{torch.cuda.get_device_name(device)} with {found[0]}.{found[1]}, which only imitates it, slowly. "
+            f"Use float32 there (on the command line: --dtype fp32)"
+        )
+
+
 def is_whole(number: object) -> bool:
     """A whole number that int64 holds, and no bool."""
     return isinstance(number, Integral) and not isinstance(number, bool) and abs(number) < 2**63

@@ -18,7 +18,7 @@ from minirl.pretrained import _local_folder as local_folder
 from minirl.pretrained import load_policy_with_value, load_pretrained, load_reward_model, save_pretrained
 from minirl.rollout import lay_out
 from minirl.tokenizer import Tokenizer
-from minirl.types import Float, Int, Tensor
+from minirl.types import Float, Int, Tensor, check_precision
 
 QUANTISED = ("load_in_8bit", "load_in_4bit", "quantization_config")
 
@@ -193,9 +193,10 @@ class AutoModelForSequenceClassification(nn.Module):
     def from_pretrained(cls, name_or_folder: str | Path, **keywords) -> "AutoModelForSequenceClassification":
         if keywords.pop("num_labels", 1) != 1:
             raise ValueError("num_labels: wanted 1, a reward model gives one score")
-        folder = local_folder(name_or_folder, keywords.pop("revision", None))
-        dtype, device = precision(keywords), placement(keywords)
+        revision, dtype, device = keywords.pop("revision", None), precision(keywords), placement(keywords)
+        check_precision("torch_dtype", dtype, device)
         refuse(keywords)
+        folder = local_folder(name_or_folder, revision)
         return cls(load_reward_model(folder, dtype=dtype, device=device)[0])
 
     @property
@@ -223,6 +224,7 @@ def opened(name_or_folder, keywords: dict, *, value_head: bool = False) -> tuple
     if local and not Path(name_or_folder).is_dir():
         raise FileNotFoundError(f"{name_or_folder}: no such folder, and local_files_only=True forbids to fetch it")
     dtype, device = precision(keywords), placement(keywords)
+    check_precision("torch_dtype", dtype, device)
     refuse(keywords)
     folder = local_folder(name_or_folder, revision)
     if value_head and (folder / "value_head.safetensors").is_file():

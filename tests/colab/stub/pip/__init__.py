@@ -1,0 +1,1 @@
+"""Stands for pip on the simulated Colab. See __main__.py."""
