@@ -145,7 +145,7 @@ def index() -> str:
 
 
 def first_line(docstring: str) -> str:
-    sentence = re.match(r".*?[.?!](?=\s|$)", " ".join(docstring.split("\n\n")[0].split()))
+    sentence = re.match(r".*?(?<!et al)[.?!](?=\s|$)", " ".join(docstring.split("\n\n")[0].split()))
     return (sentence[0] if sentence else docstring.split("\n")[0]).rstrip(":")
 
 

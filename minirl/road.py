@@ -274,7 +274,9 @@ def summary(results: dict) -> str:
         "DPO": seconds["stories_dpo"],
         "GRPO": seconds["stories_grpo"],
     }
+    quick = ["", "A quick walk, a few steps a stage: it shows that everything runs, not that anything is learned."]
     lines = [
+        *(quick if results["quick"] else []),
         "",
         f"Stories. The reward model agrees with {told['reward_model_accuracy']:.0%} of held-out labels.",
         f"  {'':<14}{'gold':>8}{'proxy':>8}{'KL':>8}{'length':>8}{'seconds':>9}",

@@ -155,8 +155,10 @@ def run(args) -> int:
     paths = sorted(args.source.glob("[0-9][0-9]_*.ipynb"))
     chosen = [path for path in paths if not args.names or path.stem in args.names]
     missing = sorted(set(args.names) - {path.stem for path in chosen})
-    if missing or not chosen:
-        raise ValueError(f"NAME: {', '.join(missing) or 'no notebook'} not in {args.source}")
+    if not paths:
+        raise ValueError(f"--source: no notebooks in {args.source}; run this in the repository's root")
+    if missing:
+        raise ValueError(f"NAME: {', '.join(missing)} not in {args.source}")
     for version in (student, solution):
         folder = args.out / version.__name__
         folder.mkdir(parents=True, exist_ok=True)
