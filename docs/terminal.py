@@ -213,7 +213,7 @@ def draw(cast: Path) -> str:
 text{{font:{FONT}px {LETTERS};fill:#d7dde5;white-space:pre}}
 .m,.s{{animation:{whole:.1f}s step-end infinite}}
 .p{{fill:#7ee2a8;font-weight:bold}}.b{{fill:#8fb8ff}}.c{{fill:#a9b4c2;font-size:13px}}
-.gone{{opacity:0}}.s{{{moves[-1][1]}}}
+.gone{{opacity:0}}.s{{{rest}}}
 {"".join(styles)}
 @media (prefers-reduced-motion:reduce){{.m,.s{{animation:none}}}}
 </style>

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     runs = args.command in (run_road, run_train, run_generate, run_compare)
     try:
         with listening() if runs else contextlib.nullcontext():
-            os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # a thread that waits soon sleeps: others want the cores too
+            os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait let others work
             import torch
 
             if args.threads is None:
