@@ -12,11 +12,11 @@ LETTERS = {
     "theta": r"\theta",
 }
 FUNCTIONS = {"exp": r"\exp", "log": r"\log", "min": r"\min", "max": r"\max", "sigmoid": r"\sigma"}
-FUNCTIONS |= {name: rf"\operatorname{{{name}}}" for name in ("clip", "mean", "odds", "std", "softmax", "silu", "KL")}
+UPRIGHT = ("clip", "mean", "odds", "std", "variance", "softmax", "silu", "KL")
+FUNCTIONS |= {name: rf"\operatorname{{{name}}}" for name in UPRIGHT}
 FUNCTIONS |= {"sum": r"\sum"}
 WORDS = {"of", "where", "in", "not", "and", "desirable", "detached", "for", "otherwise"}
 KNOWN = {
-    "variance",
     "margin",
     "values",
     "returns",
