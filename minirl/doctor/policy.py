@@ -140,7 +140,7 @@ def kl_growing(log: Log) -> Diagnosis | None:
 
 def entropy_collapse(log: Log) -> Diagnosis | None:
     entropy = log["entropy"]
-    if len(entropy) < 5 or entropy.first <= 0 or "mean_token_accuracy" in log:
+    if len(entropy) < 5 or min(entropy.first, entropy.early) <= 0 or "mean_token_accuracy" in log:
         return None
     left = entropy.late / entropy.early
     reward = log["reward_mean"]

@@ -121,7 +121,8 @@ def reward_on_padding(log: Log) -> Diagnosis | None:
         n = max(1.0, length.first)
         fades = (1 - LAM ** (2 * n)) / (n * (1 - LAM**2))  # the mean of LAM^(2 t) over n tokens
         share = statistics.fmean(found.values[:3]) / max(statistics.fmean(spread.values[:3]) * math.sqrt(fades), 1e-9)
-        if share > UNPAID or reward.late - reward.early > GAINED * spread.early:
+        gained = reward.late - reward.early if reward else 0.0
+        if share > UNPAID or gained > GAINED * spread.early:
             return None
         confidence = 0.9
         why = f"advantage_std is {short(found.first)} at step {found.steps[0]} beside a reward_std of {short(spread.first)}"

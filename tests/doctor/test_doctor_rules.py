@@ -337,7 +337,7 @@ def test_no_record_is_too_strange(log):
         assert 0 < diagnosis.confidence <= 1 and diagnosis.evidence and diagnosis.advice
 
 
-@given(st.lists(st.fixed_dictionaries({key: st.floats() for key in STATS}), max_size=12))
+@given(st.lists(st.fixed_dictionaries({key: st.floats() for key in sorted(STATS)}), max_size=12))
 def test_no_size_is_too_strange(log):
     for diagnosis in diagnose(log):
         assert 0 < diagnosis.confidence <= 1 and diagnosis.evidence and diagnosis.advice
@@ -345,11 +345,21 @@ def test_no_size_is_too_strange(log):
 
 @given(
     st.lists(
-        st.fixed_dictionaries({key: st.sampled_from([0.0, 1e-300, -1e99, 1e99, 1.0]) for key in STATS}), max_size=9
+        st.fixed_dictionaries({key: st.sampled_from([0.0, 1e-300, -1e99, 1e99, 1.0]) for key in sorted(STATS)}),
+        max_size=9,
     )
 )
 def test_no_range_is_too_strange(log):
     assert all(math.isfinite(diagnosis.confidence) for diagnosis in diagnose(log))
+
+
+def test_a_reward_too_large_to_be_one_is_no_number_and_does_not_stop_the_other_rules():
+    row = {"step": 1, "reward_mean": 1.1e100, "reward_std": 0.0, "advantage_std": 0.0, "length_mean": 0.0}
+    assert names([row])[0] == "non_finite"
+
+
+def test_an_entropy_whose_first_records_cancel_is_no_division_by_zero():
+    assert "entropy_collapse" not in names([{"step": i, "entropy": (1.0, -1.0)[i % 2]} for i in range(10)])
 
 
 def test_gaps_texts_and_none_are_passed_over():
