@@ -26,10 +26,8 @@ WIDE, HIGH, FONT = 8.4, 18, 14  # one letter, one row, pixels
 LEFT, TOP, BOTTOM = 16, 44, 34  # margins, the upper one with the title, the lower one with the caption
 FRAMES = 5  # a second of the picture
 SECONDS = 15  # of the picture, for the run itself
-TYPED, HELD = (
-    1.6,
-    7.0,
-)  # seconds: while the command is typed; for the tables at the end, and again for what follows them
+TYPED = 1.6  # seconds, while the command is typed
+HELD = 7.0  # seconds for the tables at the end, and again for what follows them
 COMMAND = ["-m", "minirl"]
 SUMMARY = "Stories. "  # how the line above the tables begins
 LETTERS = 'ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace'

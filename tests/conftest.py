@@ -4,15 +4,12 @@ import jaxtyping
 import pytest
 import torch
 from hostile import tally
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 jaxtyping.install_import_hook("minirl", "shape_checker.check")  # has to come before anything imports minirl
 
 torch.set_num_threads(1)  # the tensors are tiny, and the number of threads changes the last bit
-slow = [HealthCheck.too_slow]  # a busy machine is no fault of the code
-settings.register_profile(
-    "minirl", derandomize=True, max_examples=25, deadline=None, database=None, suppress_health_check=slow
-)
+settings.register_profile("minirl", derandomize=True, max_examples=25, deadline=None, database=None)
 settings.load_profile("minirl")
 
 
