@@ -33,17 +33,22 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(f"--seed: wanted -{MOST_SEED} to {MOST_SEED}, got {args.seed}")
             torch.set_num_threads(args.threads)
             check_device(args.device)
-            return args.command(args)
+            code = args.command(args)
+            sys.stdout.flush()
+            return code
     except Ended as end:
         with contextlib.suppress(OSError):  # the terminal may be gone
             if os.environ.get("RANK", "0") != "0":
                 return end.exit_code  # the first rank speaks for all
-            again = how_to_go_on(words, hasattr(args, "resume"))
+            again = how_to_go_on(args.words, args.command in (run_road, run_train))
             print(f"\nminirl: stopped {end.saved or 'at once'}. {again}", file=sys.stderr, flush=True)
         return end.exit_code
     except KeyboardInterrupt:
         print("\nminirl: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has read enough, and Python must not try to write the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, ArithmeticError, OSError) as error:
         if args.traceback:
             raise
@@ -95,6 +100,7 @@ def build_parser(words: list[str] | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="a few steps of every stage: shows that it runs, not that it learns"
     )
+    parser.add_argument("--resume", action="store_true", help="go on with the walk in --out (the last in runs)")
     parser.set_defaults(command=run_road)
 
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -140,22 +146,12 @@ def add_compare(compare: argparse.ArgumentParser) -> None:
 
 COURSE = {  # the commands of the side rooms, what a learner or a teacher does beside training: (module, its functions, help)
     "doctor": ("doctor.command", "add_arguments", "run", "what is probably wrong with a run, from its metrics"),
-    "drill": (
-        "drills.command",
-        "add_drill_arguments",
-        "run_drill",
-        "a function to write, and a judge that names the mistake",
-    ),
+    "drill": ("drills.command", "add_drill_arguments", "run_drill", "a function to write; a judge names the mistake"),
     "interview": ("drills.command", "add_interview_arguments", "run_interview", "a few drills against the clock"),
     "quiz": ("cards.quiz", "add_arguments", "run", "interview questions, with spaced repetition"),
     "cards": ("cards.command", "add_arguments", "run", "the interview cards for Anki, or as pages to print"),
     "grade": ("drills.grading.command", "add_arguments", "run", "mark a folder of drill submissions"),
-    "notebooks": (
-        "drills.versions",
-        "add_arguments",
-        "run",
-        "a student's and a solution's version of the notebooks",
-    ),
+    "notebooks": ("drills.versions", "add_arguments", "run", "a student's and a solution's version of the notebooks"),
     "bench": ("bench.command", "add_arguments", "run", "how fast it is on a CPU, beside TRL"),
 }
 
@@ -243,8 +239,10 @@ def number(kind) -> type:
 def run_road(args) -> int:
     from minirl import road
 
-    out = args.out or road.fresh_folder(Path("runs"))
-    results = road.walk(out, seed=args.seed, device=args.device, quick=args.quick)
+    out = args.out or road.folder_in(Path("runs"), resume=args.resume)
+    if args.out is None:
+        args.words = [*args.words, "--out", str(out)]  # what goes on with it names it
+    results = road.walk(out, seed=args.seed, device=args.device, quick=args.quick, resume=args.resume)
     print(road.summary(results))
     try:
         from minirl import show

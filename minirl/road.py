@@ -6,6 +6,7 @@ digit sums   pretrain -> SFT -> GRPO from right and wrong alone
 
 import contextlib
 import copy
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from minirl.checkpoint import write_json
+from minirl.disk import write_json
+from minirl.files import read_json
 from minirl.model import PolicyWithValue, RewardModel, Transformer, summed
 from minirl.pretrained import save_pretrained
 from minirl.rollout import (
@@ -37,16 +39,18 @@ from minirl.types import PreferenceBatch, Rollout
 
 EVALUATED = 512  # responses behind every number of the tables
 BEST_OF = 16
+CHECKPOINTS = 10  # of a stage: what a kill costs is a tenth of it
 
 
 @dataclass
 class Walk:
-    """Where the road writes, how long its stages may be, and what the clock said of each."""
+    """Where the road writes, how long its stages may be, whether it goes on, and what the clock said of each stage."""
 
     out: Path
     seed: int = 0
     device: str = "cpu"
     quick: bool = False
+    resume: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     def settings(self, config, **changes):
@@ -59,21 +63,40 @@ class Walk:
 
     @contextlib.contextmanager
     def stage(self, name: str, config=None) -> Iterator[Run]:
-        """One stage: a Run in a folder of its own, its seconds, and a line for the reader."""
-        start = time.perf_counter()
+        """One stage: a Run in a folder of its own, its seconds, and a line for the reader.
+
+        Of a walk that goes on, a stage that was done is loaded from its last checkpoint: the Run has no steps left.
+        """
+        start, folder = time.perf_counter(), self.out / name
         yield Run(
-            self.out / name, config={} if config is None else asdict(config), name=f"  {name}", checkpoint_every=0
+            folder,
+            config={} if config is None else asdict(config),
+            resume=self.resume,
+            checkpoint_every=0 if config is None else max(1, config.steps // CHECKPOINTS),
+            keep=1,
+            name=f"  {name}",
         )
-        self.seconds[name] = time.perf_counter() - start
+        clock = time.perf_counter() - start
+        self.seconds[name] = max(clock, sum(seconds_of_steps(folder)))  # which were made before, where it goes on
         print(f"  {name:<28}{self.seconds[name]:6.1f} s", flush=True)
 
     def generator(self, offset: int) -> torch.Generator:
         return torch.Generator().manual_seed(1000 * self.seed + offset)
 
 
-def walk(out: Path, *, seed: int = 0, device: str = "cpu", quick: bool = False) -> dict:
-    """Both worlds, all stages. Writes models, metrics and results.json under `out` and returns the results."""
-    w = Walk(Path(out), seed, device, quick)
+def seconds_of_steps(folder: Path) -> list[float]:
+    timings = folder / "timings.jsonl"
+    return [json.loads(line)["seconds"] for line in timings.read_text().splitlines()] if timings.exists() else []
+
+
+def walk(out: Path, *, seed: int = 0, device: str = "cpu", quick: bool = False, resume: bool = False) -> dict:
+    """Both worlds, all stages. Writes models, metrics and results.json under `out` and returns the results.
+
+    resume: go on with the walk that `out` holds, to the same results, bit for bit.
+    ValueError: `out` holds a walk and `resume` is not set, or one with another seed or another length.
+    """
+    w = Walk(Path(out), seed, device, quick, resume)
+    begin(w)
     print("Stories: a model learns to write, then to please a reader\nwhose taste it knows only from comparisons.")
     story_results = walk_stories(w)
     print("Digit sums: a model learns, from right and wrong alone, to work a sum out before it answers.")
@@ -89,6 +112,19 @@ def walk(out: Path, *, seed: int = 0, device: str = "cpu", quick: bool = False) 
     }
     write_json(w.out / "results.json", results)
     return results
+
+
+def begin(w: Walk) -> None:
+    """Writes down what walk this is, so that none goes on as another one."""
+    ours, path = {"seed": w.seed, "quick": w.quick}, w.out / "walk.json"
+    if path.exists():
+        if not w.resume:
+            raise ValueError(f"--out: {w.out} holds a walk; add --resume to go on with it, or choose another folder")
+        for name, value in read_json(path).items():
+            if value != ours.get(name):
+                raise ValueError(f"--resume: {w.out} was begun with {name} = {value}, not {ours.get(name)}")
+    w.out.mkdir(parents=True, exist_ok=True)
+    write_json(path, ours)
 
 
 def walk_stories(w: Walk) -> dict:
@@ -311,9 +347,11 @@ def summary(results: dict) -> str:
 ORDER = ["pretrained", "SFT", f"best of {BEST_OF}", "PPO", "GRPO", "DPO", "PPO, no KL"]
 
 
-def fresh_folder(parent: Path) -> Path:
-    """parent/road, or parent/road_2 and so on: a second walk never writes over the first."""
-    n = 1
-    while (folder := parent / ("road" if n == 1 else f"road_{n}")).exists():
-        n += 1
-    return folder
+def folder_in(parent: Path, *, resume: bool) -> Path:
+    """parent/road, or parent/road_2 and so on: a second walk never writes over the first. resume: the last that was begun."""
+    last, folder, n = None, parent / "road", 2
+    while folder.exists():
+        last, folder, n = folder, parent / f"road_{n}", n + 1
+    if resume and last is None:
+        raise ValueError(f"--resume: no walk has begun in {parent}; name its folder with --out")
+    return last if resume else folder

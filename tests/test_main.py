@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -243,6 +244,15 @@ def test_generate_writes_from_a_saved_model(tmp_path, capsys):
     command = ["generate", str(tmp_path / "out" / "final"), "--prompt", "123456=", "-n", "2", "--max-new-tokens", "8"]
     assert main(command) == 0
     assert capsys.readouterr().out.count("123456= | ") == 2
+
+
+def test_a_pipe_that_closes_ends_the_command_quietly():
+    """`python -m minirl drill | head -1`: the rest of the list has no reader."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "minirl", "drill"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_importing_minirl_needs_no_plots():

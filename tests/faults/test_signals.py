@@ -96,7 +96,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, forge):
 
 
 @pytest.mark.parametrize(("where", "number", "exits"), [("road", signal.SIGINT, 130), ("generate", signal.SIGTERM, 0)])
-def test_what_cannot_go_on_says_so(tmp_path, forge, where, number, exits):
+def test_outside_a_loop_too_it_says_how_to_go_on(tmp_path, forge, where, number, exits):
     log, out = tmp_path / "log", tmp_path / "road"
     if where == "road":
         argv = ["--out", str(out), "--threads", "1"]
@@ -109,7 +109,11 @@ def test_what_cannot_go_on_says_so(tmp_path, forge, where, number, exits):
     wait_for(started)
     os.kill(pid, number)
     assert forge.status() == exits
-    assert "The same command begins again: python -m minirl" in log.read_text()
+    again = {
+        "road": f"To go on: python -m minirl {' '.join(argv)} --resume",
+        "generate": "The same command begins again",
+    }
+    assert again[where] in log.read_text()
     assert "Traceback" not in log.read_text()
 
 
