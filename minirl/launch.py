@@ -122,7 +122,7 @@ def attempt(
     config = settings.get(loop.settings, loop.config())
     if loop.settings not in settings and "max_new_tokens" in {f.name for f in fields(config)}:
         config = replace(config, max_new_tokens=module.MAX_NEW_TOKENS)
-    config = replace(config, seed=seed, **knobs)
+    config = replace(config, seed=seed, **(loop.knobs | knobs))
     kind = device if ranks is ALONE else device.partition(":")[0]  # each rank has a GPU of its own
     recorded = {"loop": name, "task": task, "model": model, "reward": reward, "device": kind} | asdict(config)
     check_knob("sampled_pairs", sampled_pairs, 2)

@@ -3,7 +3,7 @@
 import copy
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -148,6 +148,7 @@ class Loop:
     start: str  # which stored weights it starts from
     run: Callable  # (job, config, run) -> the trained model
     about: str
+    knobs: dict = field(default_factory=dict)  # what the algorithm itself sets; the user's go first
 
 
 def run_pretrain(job: Job, config, run: Run):
@@ -209,8 +210,8 @@ def run_kto(job: Job, config, run: Run):
     return kto.train(job.model, job.ref, job.pairs(), config, run)
 
 
-def critic_free_loop(row: critic_free.CriticFree, about: str) -> Loop:
-    return Loop(grpo.GRPOConfig, "grpo", "sft", partial(run_critic_free, row), about)
+def critic_free_loop(row: critic_free.CriticFree, about: str, **knobs) -> Loop:
+    return Loop(grpo.GRPOConfig, "grpo", "sft", partial(run_critic_free, row), about, knobs)
 
 
 def pair_loop(row: dpo.PairLoss, about: str) -> Loop:
@@ -228,7 +229,7 @@ LOOPS = {
     "ppo": Loop(ppo.PPOConfig, "ppo", "sft", run_ppo, "a critic, a clip, KL in the reward"),
     "grpo": critic_free_loop(critic_free.GRPO, "a group's mean and std as baseline, k3 in the loss"),
     "dr_grpo": critic_free_loop(critic_free.DR_GRPO, "GRPO without the std and the length"),
-    "dapo": critic_free_loop(critic_free.DAPO, "clip-higher, token mean, dynamic sampling"),
+    "dapo": critic_free_loop(critic_free.DAPO, "clip-higher, token mean, dynamic sampling", clip_eps_high=0.28),
     "gspo": critic_free_loop(critic_free.GSPO, "one ratio a response"),
     "cispo": critic_free_loop(critic_free.CISPO, "clipped weights, no clipped gradient"),
     "rloo": critic_free_loop(critic_free.RLOO, "REINFORCE with the mean of the others as baseline"),
@@ -239,7 +240,7 @@ LOOPS = {
     "ipo": pair_loop(dpo.IPO, "a squared target for the margin"),
     "cdpo": pair_loop(dpo.CDPO, "DPO with label smoothing"),
     "robust": pair_loop(dpo.ROBUST, "DPO unbiased under flipped labels"),
-    "simpo": pair_loop(dpo.SIMPO, "averaged log-probabilities, no reference"),
+    "simpo": pair_loop(dpo.SIMPO, "averaged log-probabilities, no reference; on stories give --beta 2"),
     "orpo": pair_loop(dpo.ORPO, "SFT plus an odds ratio, no reference"),
     "kto": Loop(kto.KTOConfig, "kto", "sft", run_kto, "good and bad responses without pairs"),
 }

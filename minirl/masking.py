@@ -47,7 +47,10 @@ def masked_whiten(x: Float[Tensor, "..."], mask: Bool[Tensor, "..."], *, eps: fl
 
 
 def token_mean(x: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """Sum over counted tokens / number of counted tokens: a long answer weighs more than a short one (DAPO, eq. 8)."""
+    """Sum over counted tokens / number of counted tokens: a long answer weighs more than a short one.
+
+    Over the whole batch, as in TRL; DAPO's eq. 8 divides by the tokens of one prompt's group.
+    """
     check_dims(2, x=x, mask=mask)
     return masked_mean(x, mask)
 

@@ -6,7 +6,7 @@ no biases). Qwen2 adds `qkv_bias`, Qwen3 adds `qk_norm`, Llama 3.1 a `rope_scali
     TransformerConfig(vocab_size=50257, width=768, layers=12, heads=12, ffn=3072, max_length=1024, norm="layernorm",
                       positions="learned", activation="gelu", bias=True, tied=True)
 
-There is no dropout: before the first update the ratio of new to old probabilities must be exactly 1, and not noise.
+There is no dropout: before the first update the ratio of new to old probabilities must be 1, up to rounding, and not noise.
 """
 
 import math
@@ -178,9 +178,8 @@ class Transformer(nn.Module):
         check_rows(tokens, starts=starts)
         if looks_at_values(starts):
             low, high = starts.aminmax()
-            most = (
-                length if cache is None else max(length, cache.capacity)
-            )  # a row may begin behind what has been read so far
+            # a row may begin behind what has been read so far
+            most = length if cache is None else max(length, cache.capacity)
             if low < 0 or high > most:
                 raise ValueError(f"starts: wanted numbers in [0, {most}], got {int(low)} to {int(high)}")
             if high == 0:
@@ -242,9 +241,8 @@ class RewardModel(nn.Module):
             return self.pool(self.token_scores(tokens, mask, starts=starts), mask)
         self._check(tokens, mask)
         T = mask.shape[1]
-        last = (torch.arange(1, T + 1, device=mask.device) * mask).amax(
-            1
-        )  # 1-based, so that 0 says: nothing is counted
+        # 1-based, so that 0 says: nothing is counted
+        last = (torch.arange(1, T + 1, device=mask.device) * mask).amax(1)
         hidden = self.trunk.hidden(tokens, starts=starts, at=tokens.shape[1] - T + (last - 1).clamp(min=0))
         return blank(self.score(hidden.to(self.score.weight.dtype))[:, 0, 0], last > 0)
 

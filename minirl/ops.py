@@ -2,6 +2,7 @@
 
 An entry is a plain function on tensors. TORCH holds PyTorch's versions, `minirl.kernels.TRITON` the same names with the
 same signatures as Triton kernels. Which table is used is an argument, never a global: `ops=TORCH` is the default.
+The model and the loops call all but the losses, which are for a loop of your own.
 
 The three `*_head_loss` entries take hidden states and the head's matrix, where the plain losses take log-probabilities:
 a kernel can then turn logits into gradients on the spot, and the (N, V) table of logits is never held.
@@ -45,7 +46,8 @@ def hidden_logprobs(
     temperature: float = 1.0,
     entropy_gradient: bool = False,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-    """(logprobs, entropies) of softmax(hidden @ weight.T / temperature), with at most LOGITS_AT_ONCE logits in memory.
+    """(logprobs, entropies) of softmax(hidden @ weight.T / temperature), with LOGITS_AT_ONCE logits at most in memory, or one
+    position of every row where that is more.
 
     A chunk of positions goes through the head, becomes two numbers a position, and is forgotten; the backward pass
     computes its logits once more. The entropies carry a gradient only where `entropy_gradient` asks for it.

@@ -236,7 +236,7 @@ def hidden_after_shared_prompts(
     prompt_index: Int[Tensor, " B"],
 ) -> Float[Tensor, "B T D"]:
     """model.hidden(...) where the last `length` tokens are predicted, with every prompt read once: eight answers of 32
-    tokens to a prompt of 16 are 272 positions, and not 384. Values and gradients are those of the plain way, to rounding."""
+    tokens to a prompt of 16 are 264 positions, and not 384. Values and gradients are those of the plain way, to rounding."""
     prompts, rows = prompt_index.unique(return_inverse=True)
     first = torch.full_like(prompts, len(tokens)).scatter_reduce(
         0, rows, torch.arange(len(tokens), device=tokens.device), "amin"
@@ -380,7 +380,7 @@ def sequence_kl(
 ) -> Float[Tensor, " B"]:
     """KL(policy || ref) along each sampled response: the exact KL of every next-token distribution, summed over tokens.
 
-    The mean over samples estimates the KL of whole responses without bias and with less noise than k1.
+    Over the policy's own samples at this temperature, its mean is unbiased for the KL of responses, less noisy than k1.
     """
     parts = []
     for i in range(0, len(rollout), rows):

@@ -74,9 +74,8 @@ def finishing_the_step() -> Iterator[Callable[[], Ended | None]]:
 
 def _hear(number: int, frame) -> None:
     if os.getpid() != _ear.process:  # a child by fork, a worker of somebody's reward rule
-        if (
-            number != signal.SIGINT
-        ):  # a terminal sends Ctrl-C to all, and the step cannot be finished without its workers
+        # a terminal sends Ctrl-C to all, and the step cannot be finished without its workers
+        if number != signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         return

@@ -71,8 +71,15 @@ def test_every_loop_runs_from_the_command_line(tmp_path, name):
     assert {name for record in records for name in record} <= {"step", *STATS}  # one vocabulary
     config = json.loads((out / "config.json").read_text())
     assert config["loop"] == name and config["seed"] == 3 and config["steps"] == 2
+    assert config.get("clip_eps_high") == (0.28 if name == "dapo" else None)  # clip-higher is DAPO's name for it
     assert (out / "final" / "model.safetensors").exists()
     assert (out / "checkpoints" / "step_000002").is_dir()
+
+
+def test_what_the_user_says_goes_before_what_the_algorithm_sets(tmp_path):
+    small = ["--task", "digit_sum", "--steps", "1", "--prompts", "2", "--clip-eps-high", "0.5"]
+    assert train(tmp_path / "run", "dapo", *small) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["clip_eps_high"] == 0.5
 
 
 def test_same_seed_same_bytes(tmp_path):

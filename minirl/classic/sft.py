@@ -134,7 +134,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """{"eval_loss": nats a token over the whole eval_dataset}."""
+        """{"eval_loss": the mean over the rows of eval_dataset of each row's nats a token}."""
         if self.eval_dataset is None or len(self.eval_dataset) == 0:
             raise ValueError("eval_dataset: wanted at least one row")
         losses = [self.loss(self.eval_dataset, [i]) for i in range(len(self.eval_dataset))]

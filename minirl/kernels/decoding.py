@@ -75,9 +75,7 @@ class Loop:
         before = [x.clone() for x in self.moving]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(
-            stream
-        ):  # once for real, so that everything is compiled and chosen before it is recorded
+        with torch.cuda.stream(stream):  # once for real: everything is compiled and chosen before it is recorded
             self.one_more(end)
         torch.cuda.current_stream().wait_stream(stream)
         for x, kept in zip(self.moving, before, strict=True):

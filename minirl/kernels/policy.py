@@ -111,7 +111,7 @@ def loss_kernel(
         loss += weight * term
         ratios += tl.where(counts, ratio, 0.0)
         clips += tl.where(counts & acts, 1.0, 0.0)
-        drift += k3_of(held(old - logprob, -20.0, 20.0))
+        drift += k3_of(held(logprob - old, -20.0, 20.0))
         kl += k3
     tl.store(sums + row * 5, tl.sum(loss, 0))
     tl.store(sums + row * 5 + 1, tl.sum(ratios, 0))

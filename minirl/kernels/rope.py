@@ -7,7 +7,7 @@ Bytes moved: 2 B H S E numbers either way, and the table of angles. PyTorch writ
 their sum: nine passes. A program takes one position of one row with all its heads, so that the angles of the position are
 read once and serve H heads. x may be the transposed view that attention works on: strides are followed, nothing is copied.
 
-The twin: `minirl.model.rotate`.
+The twin: `minirl.rotary.rotate`.
 """
 
 import torch

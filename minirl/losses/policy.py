@@ -34,8 +34,9 @@ def reinforce_loss(
     """-A_t log pi(a_t | s_t): the policy gradient as a loss (Williams 1992).
 
     Its value means nothing; its gradient is minus the policy gradient, if `reduce` is `fixed_length_mean(1)` and the
-    advantages are unbiased. Token and sequence means rescale it where all responses are equally long; elsewhere they
-    change its direction too, towards what short responses want.
+    advantages are unbiased. Where all responses are equally long, token and sequence means only rescale it. Elsewhere
+    a sequence mean turns it towards what short responses want, and so does a token mean over few of them; over many,
+    its divisor is nearly constant and it only rescales.
     """
     logprobs, advantages = _per_token(mask, logprobs=logprobs, advantages=advantages)
     loss = reduce(-advantages.detach() * logprobs, mask)
@@ -92,7 +93,8 @@ def value_clip_loss(
     clip_eps: float = 0.2,
     reduce: Reducer = token_mean,
 ) -> tuple[Float[Tensor, ""], Stats]:
-    """max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2) / 2, as in OpenAI's PPO code (it is in no paper).
+    """max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2) / 2, as in OpenAI's PPO code (the PPO paper lacks it;
+    Engstrom et al. 2020, "Implementation Matters in Deep Policy Gradients", wrote it down).
 
     The larger of the two is kept: a value that already ran further than clip_eps towards its return gets no gradient.
     clip_eps is in units of the values, not a ratio.
@@ -127,7 +129,7 @@ def grpo_loss(
         loss = -min(ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps_high) * A) + kl_coef * k3(logprobs, ref_logprobs)
 
     `ref_logprobs` may be None when kl_coef is 0. On policy with centred advantages the loss starts at 0 under
-    `sequence_mean`; its gradient does not. `token_mean` is DAPO's division, `fixed_length_mean` Dr. GRPO's.
+    `sequence_mean`; its gradient does not. `token_mean` is DAPO's division, taken over the batch, `fixed_length_mean` Dr. GRPO's.
     k3 in the loss is not the gradient of the KL: trained to the end it stops short of the optimum that
     `kl_shaped_rewards` reaches.
     """
@@ -175,7 +177,7 @@ def gspo_loss(
     terms, ratio, clipped = _clipped_terms(log_ratio, advantages, low, high)
     loss = masked_mean(terms, counted)
     stats = _ratio_stats(loss, logprobs, old_logprobs, ratio.unsqueeze(1), clipped.unsqueeze(1), counted.unsqueeze(1))
-    return loss, stats | {"approx_kl": masked_mean(kl_k3(logprobs, old_logprobs).detach(), mask)}
+    return loss, stats | {"approx_kl": masked_mean(kl_k3(old_logprobs, logprobs).detach(), mask)}
 
 
 def cispo_loss(
@@ -260,7 +262,7 @@ def _ratio_stats(
         "clip_fraction": masked_mean(clipped.to(ratio.dtype), mask),
     }
     if logprobs.shape == mask.shape:
-        stats["approx_kl"] = masked_mean(kl_k3(logprobs, old_logprobs).detach(), mask)
+        stats["approx_kl"] = masked_mean(kl_k3(old_logprobs, logprobs).detach(), mask)
     return stats
 
 

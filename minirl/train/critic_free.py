@@ -4,13 +4,15 @@
     GRPO              (r - mean) / std      token, clipped        sequence mean       k3 in loss   all
     GRPO_KL_IN_REWARD (r - mean) / std      token, clipped        sequence mean       in reward    all
     DR_GRPO           r - mean              token, clipped        / fixed length      k3 in loss   all
-    DAPO              (r - mean) / std      token, clip-higher    token mean          none         alive
+    DAPO              (r - mean) / std      token, clip-higher*   token mean          none         alive
     GSPO              (r - mean) / std      sequence, clipped     mean of sequences   k3 in loss   all
     CISPO             (r - mean) / std      weight clipped        token mean          none         all
     RLOO              r - mean of others    none                  sum                 in reward    all
     REINFORCE         r - batch mean        none                  sum                 in reward    all
     REJECTION         1 for the best        none                  token mean          none         all
     RWR               B softmax(r / beta)   none                  token mean          in reward    all
+
+* with clip_eps_high=0.28 in the config, as `python -m minirl train dapo` has it; None is clip_eps, plain clipping.
 
 `grpo.train(..., row=RLOO)` runs a row, and dataclasses.replace(GRPO, advantages=group_centered_advantages) is a new one.
 """
@@ -40,9 +42,8 @@ class CriticFree:
     surrogate: Callable[..., tuple[Tensor, Stats]]  # (logprobs, old_logprobs, advantages, mask, config, reduce)
     reduce: Callable[[object], Reducer]  # config -> reducer
     charge: Callable[[Tensor, Tensor, Tensor, float], Tensor]  # (scores, kl (B, T), mask, kl_coef) -> scores (B,)
-    penalty: (
-        Callable[[Tensor, Tensor, Tensor], Tensor] | None
-    )  # (logprobs, ref_logprobs, mask) -> (B, T), weighed by kl_coef
+    # (logprobs, ref_logprobs, mask) -> (B, T), weighed by kl_coef; None: no penalty
+    penalty: Callable[[Tensor, Tensor, Tensor], Tensor] | None
     keep: Callable[[Tensor], Tensor]  # scores (groups, group_size) -> Bool (groups,): which groups are trained on
     counted: Callable[[Rollout], Tensor]  # rollout -> Bool (B, T): which tokens are trained on
 
@@ -56,7 +57,10 @@ def batch_centered(scores: Tensor, group_size: int) -> Tensor:
 
 
 def best_of_group(scores: Tensor, group_size: int) -> Tensor:
-    """group_size for the best answer of each group (the first of equals), 0 for the others: weights of mean 1."""
+    """group_size for the best answer of each group (the first of equals), 0 for the others: weights of mean 1.
+
+    Also where all are wrong: keep=live_groups leaves such groups out.
+    """
     groups = scores.view(-1, group_size)
     best = groups.argmax(1, keepdim=True)
     return torch.zeros_like(groups).scatter(1, best, float(group_size)).view(-1)
@@ -85,6 +89,7 @@ def token_ratio(logprobs, old_logprobs, advantages, mask, config, reduce):
 
 
 def sequence_ratio(logprobs, old_logprobs, advantages, mask, config, reduce):
+    """One ratio a response. The config's 0.2 hardly ever clips a mean of log-ratios; the paper's clip_eps is 3e-4."""
     loss, stats = gspo_loss(
         logprobs, old_logprobs, advantages, mask, clip_eps=config.clip_eps, clip_eps_high=config.clip_eps_high
     )
@@ -97,6 +102,7 @@ def clipped_weight(logprobs, old_logprobs, advantages, mask, config, reduce):
 
 
 def no_ratio(logprobs, old_logprobs, advantages, mask, config, reduce):
+    """Right for the first update on a rollout. With several, nothing corrects for the policy having moved."""
     return weighted_logprob_loss(logprobs, advantages, mask, reduce=reduce)
 
 

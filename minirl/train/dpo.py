@@ -34,7 +34,7 @@ class DPOConfig:
     steps: int = 120
     pairs: int = 64  # a step
     micro_batch: int | None = field(default=None, repr=False)  # pairs in memory at a time; changes no number
-    beta: float = 0.1
+    beta: float = 0.1  # SimPO's is of another size: 2 and more
     label_smoothing: float = 0.1  # of CDPO and ROBUST
     gamma: float = 1.0  # margin of SIMPO
     lam: float = 0.1  # weight of ORPO's odds ratio

@@ -526,14 +526,28 @@ def test_stats_of_the_ratio_by_definition(loss):
     assert 0 < clipped.double().mean() < 1
     assert equal(stats["ratio_mean"], ratio.mean())
     assert equal(stats["clip_fraction"], clipped.double().mean())
-    assert equal(stats["approx_kl"], (1 / ratio - 1 + log_ratio).mean())
+    assert equal(stats["approx_kl"], (ratio - 1 - log_ratio).mean())
+
+
+@pytest.mark.parametrize("loss", [ppo_clip_loss, grpo_loss, cispo_loss, gspo_loss], ids=lambda loss: loss.__name__)
+def test_approx_kl_averages_to_the_kl_from_the_sampler(loss):
+    """Ten tokens in just the sampler's proportions: their mean is its expectation, and that is KL(old || new)."""
+    old = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64).log()
+    new = torch.tensor([0.4, 0.35, 0.25], dtype=torch.float64).log()
+    tokens = torch.tensor([0] * 6 + [1] * 3 + [2]).unsqueeze(1)
+    given = {"ref_logprobs": None} if loss is grpo_loss else {}
+    given["advantages"] = torch.ones(tokens.shape if loss is ppo_clip_loss else 10, dtype=torch.float64)
+    knobs = {"kl_coef": 0.0} if loss is grpo_loss else {}
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    _, stats = loss(logprobs=new[tokens], old_logprobs=old[tokens], mask=mask, **given, **knobs)
+    assert equal(stats["approx_kl"], (old.exp() * (old - new)).sum(), 1e-12)  # .1054, and .0917 the other way round
 
 
 def test_approx_kl_of_gspo_is_per_token():
     mask, tensors = random_mask(3), tensors_for(gspo_loss, 3)
     _, stats = gspo_loss(**tensors, mask=mask)
     log_ratio = (tensors["logprobs"] - tensors["old_logprobs"])[mask].detach()
-    assert equal(stats["approx_kl"], ((-log_ratio).exp() - 1 + log_ratio).mean(), 1e-12)
+    assert equal(stats["approx_kl"], (log_ratio.exp() - 1 - log_ratio).mean(), 1e-12)
 
 
 def test_the_kl_of_grpo_is_summed_over_tokens_and_averaged_over_responses():
