@@ -1,6 +1,8 @@
 """The moving picture at the top of the README: a recorded run of the main job, drawn as an SVG that moves by CSS alone.
 
-    python docs/terminal.py record docs/terminal.cast     runs `python -m minirl` and keeps what it printed, and when
+    python docs/terminal.py record docs/terminal.cast --figure docs/road.png
+                                                          runs `python -m minirl` and keeps what it printed, and when,
+                                                          and the figure of the same run
     python docs/terminal.py draw docs/terminal.cast docs/terminal.svg
 
 The recording is an asciicast, version 2: a line of JSON about the run, then [seconds, "o", text] for each piece of output.
@@ -12,6 +14,7 @@ import json
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,12 +32,14 @@ SECONDS = 15  # of the picture, for the run itself
 TYPED = 1.6  # seconds, while the command is typed
 HELD = 7.0  # seconds for the tables at the end, and again for what follows them
 COMMAND = ["-m", "minirl"]
+FIGURE = "runs/road/road.png"
 SUMMARY = "Stories. "  # how the line above the tables begins
 LETTERS = 'ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace'
 
 
-def record(out: Path, *, busy: bool = False) -> None:
-    """Run the main job in a terminal as wide as the picture; what it prints, with the time, goes to `out`."""
+def record(out: Path, *, figure: Path | None = None, busy: bool = False) -> None:
+    """Run the main job in a terminal as wide as the picture; what it prints, with the time, goes to `out`, and the figure
+    it draws to `figure`."""
     import pty  # these two are not on Windows, which can still draw
     import termios
 
@@ -69,6 +74,8 @@ def record(out: Path, *, busy: bool = False) -> None:
                 break
         if run.wait():
             raise SystemExit(f"The run ended with {run.returncode}:\n" + "".join(event[2] for event in events)[-2000:])
+        if figure is not None:
+            shutil.copyfile(Path(folder) / FIGURE, figure)
     import torch
 
     about = {
@@ -231,13 +238,14 @@ def main(words: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
     recording.add_argument("cast", type=Path)
+    recording.add_argument("--figure", type=Path, help="where the figure of the run goes as well")
     recording.add_argument("--busy", action="store_true", help="other programs run on this machine: say so")
     drawing = commands.add_parser("draw")
     drawing.add_argument("cast", type=Path)
     drawing.add_argument("svg", type=Path)
     args = parser.parse_args(words)
     if args.command == "record":
-        record(args.cast, busy=args.busy)
+        record(args.cast, figure=args.figure, busy=args.busy)
     else:
         args.svg.write_text(draw(args.cast), encoding="utf-8", newline="\n")
     return 0

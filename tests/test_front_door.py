@@ -242,10 +242,12 @@ def test_the_picture_is_the_recording():
 def test_what_a_program_prints_is_recorded_with_its_time(tmp_path, monkeypatch):
     pytest.importorskip("pty")
     program = (
-        "import shutil, time; print(shutil.get_terminal_size().columns, flush=True); time.sleep(0.2); print('two')"
+        "import shutil, time; print(shutil.get_terminal_size().columns, flush=True); time.sleep(0.2); print('two'); "
+        "import pathlib as p; p.Path('runs/road').mkdir(parents=True); p.Path('runs/road/road.png').write_text('drawn')"
     )
     monkeypatch.setattr(terminal, "COMMAND", ["-c", program])
-    terminal.record(tmp_path / "run.cast")
+    terminal.record(tmp_path / "run.cast", figure=tmp_path / "road.png")
+    assert (tmp_path / "road.png").read_text() == "drawn"
     about, events = terminal.read(tmp_path / "run.cast")
     assert about["width"] == terminal.COLUMNS
     assert "".join(text for _, text in events) == f"{terminal.COLUMNS}\r\ntwo\r\n"
