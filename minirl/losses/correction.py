@@ -54,5 +54,8 @@ def sampling_gap(
     logprobs: Float[Tensor, "B T"], sampler_logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
     """Mean |logprobs - sampler_logprobs| over counted tokens, in nats: 0 where both engines compute the same numbers."""
+    check_dims(2, logprobs=logprobs, sampler_logprobs=sampler_logprobs, mask=mask)
     check_shapes(mask=mask, logprobs=logprobs, sampler_logprobs=sampler_logprobs)
+    check_mask(mask)
+    check_finite(mask, logprobs=logprobs, sampler_logprobs=sampler_logprobs)
     return masked_mean((blank(logprobs, mask) - blank(sampler_logprobs, mask)).abs(), mask)

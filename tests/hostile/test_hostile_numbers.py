@@ -22,7 +22,7 @@ from minirl.advantages import (
     leave_one_out_advantages,
     top_fraction,
 )
-from minirl.losses import policy, preference
+from minirl.losses import correction, policy, preference
 
 B, T, V, N = 4, 3, 5, 4
 
@@ -99,6 +99,8 @@ CALLS = {
     policy.gspo_loss: {"logprobs": LOGP, "old_logprobs": OLD, "advantages": ROWS, "mask": MASK, "clip_eps": 0.2},
     policy.cispo_loss: {"logprobs": LOGP, "old_logprobs": OLD, "advantages": ROWS, "mask": MASK, "clip_eps_high": 0.2},
     policy.weighted_logprob_loss: {"logprobs": LOGP, "weights": ROWS, "mask": MASK},
+    correction.truncated_importance_weights: {"logprobs": LOGP, "sampler_logprobs": OLD, "mask": MASK, "cap": 2.0},
+    correction.sampling_gap: {"logprobs": LOGP, "sampler_logprobs": OLD, "mask": MASK},
     preference.bradley_terry_loss: PAIRS | {"margin": 0.5},
     preference.dpo_loss: PAIRS | REFS | {"beta": 0.1, "label_smoothing": 0.1},
     preference.robust_dpo_loss: PAIRS | REFS | {"beta": 0.1, "label_smoothing": 0.1},
