@@ -93,7 +93,10 @@ def _groups(rewards: Tensor, group_size: int) -> Tensor:
     check_size("group_size", group_size)
     if len(rewards) == 0 or len(rewards) % group_size:
         raise ValueError(f"rewards: wanted a multiple of group_size = {group_size} rows, got {len(rewards)}")
-    return upcast(rewards).view(-1, group_size)
+    groups = upcast(rewards).view(-1, group_size)
+    # Equal rewards teach nothing, but their computed mean may miss them by a rounding error, which does (and which a small
+    # eps blows up). Zeros have no such error, and a shift of a whole group changes no advantage.
+    return groups.masked_fill((groups == groups[:, :1]).all(1, keepdim=True), 0.0)
 
 
 def group_relative_advantages(
@@ -107,13 +110,14 @@ def group_relative_advantages(
     check_knob("eps", eps, 0)
     groups = _groups(rewards, group_size)
     centred = groups - groups.mean(1, keepdim=True)
-    # equal rewards give 0 exactly: their computed mean may miss them by a rounding error, which a small eps would blow up
-    centred = centred.masked_fill((groups == groups[:, :1]).all(1, keepdim=True), 0.0)
     return (centred / (groups.std(1, keepdim=True) + eps)).nan_to_num(nan=0.0).view(-1)
 
 
 def group_centered_advantages(rewards: Float[Tensor, " B"], group_size: int) -> Float[Tensor, " B"]:
-    """r - mean within each group, with no division (Dr. GRPO, Liu et al. 2025): easy and hard prompts keep their weight."""
+    """r - mean within each group, with no division (Dr. GRPO, Liu et al. 2025).
+
+    Dividing by the std gives very easy and very hard prompts, whose rewards hardly differ, a larger weight.
+    """
     groups = _groups(rewards, group_size)
     return (groups - groups.mean(1, keepdim=True)).view(-1)
 
@@ -121,8 +125,8 @@ def group_centered_advantages(rewards: Float[Tensor, " B"], group_size: int) -> 
 def leave_one_out_advantages(rewards: Float[Tensor, " B"], group_size: int) -> Float[Tensor, " B"]:
     """r_i minus the mean of the OTHER rewards of its group (RLOO, Ahmadian et al. 2024, section 2.3; Kool et al. 2019).
 
-    The baseline does not depend on the answer it judges, so the gradient is unbiased; it equals the centred advantage
-    times G / (G - 1).
+    The baseline does not depend on the answer it judges, so the gradient is unbiased. The advantage is the centred
+    one times G / (G - 1).
     """
     groups = _groups(rewards, group_size)
     others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)

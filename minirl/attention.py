@@ -118,7 +118,12 @@ class SharedPrompt:
             self.kept.append((k, v))
             return k, v
         prompt_k, prompt_v = self.kept[layer]
-        return torch.cat([prompt_k[self.rows], k], 2), torch.cat([prompt_v[self.rows], v], 2)
+        return torch.cat([self.spread(prompt_k), k], 2), torch.cat([self.spread(prompt_v), v], 2)
+
+    def spread(self, x: Float[Tensor, "P ..."]) -> Float[Tensor, "B ..."]:
+        """x[rows], as a lookup: its gradient is summed in one order. That of indexing is not on two CPU threads, and then
+        no two runs have the same bits."""
+        return F.embedding(self.rows, x.flatten(1)).unflatten(1, x.shape[1:])
 
 
 Cache = KVCache | SharedPrompt

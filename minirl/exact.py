@@ -189,13 +189,14 @@ def kl(logp: Float[Tensor, " Y"], logq: Float[Tensor, " Y"]) -> Float[Tensor, ""
     "forward" one, which supervised learning minimises, is kl(target, policy)."""
     check_dims(1, logp=logp)
     check_shapes(logp=logp, logq=logq)
-    return (logp.exp() * (logp - logq)).sum()
+    never = logp == -torch.inf  # 0 log 0 = 0
+    return (logp.exp() * (logp.masked_fill(never, 0.0) - logq.masked_fill(never, 0.0))).sum()
 
 
 def entropy(logp: Float[Tensor, " Y"]) -> Float[Tensor, ""]:
     """-sum_y p(y) log p(y), of whole sequences, in nats."""
     check_dims(1, logp=logp)
-    return -(logp.exp() * logp).sum()
+    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum()
 
 
 def total_variation(logp: Float[Tensor, " Y"], logq: Float[Tensor, " Y"]) -> Float[Tensor, ""]:
@@ -235,7 +236,8 @@ def table_of(world: World, logp: Float[Tensor, " Y"]) -> Float[Tensor, "S V"]:
         behind = weight.logsumexp(1)
         goes_on = world.child[here] >= 0
         weight[here] = torch.where(goes_on, behind[world.child[here]], weight[here])
-    return weight.log_softmax(1)
+    unreached = (weight == -torch.inf).all(1, keepdim=True)  # there any choice will do
+    return weight.masked_fill(unreached, 0.0).log_softmax(1)
 
 
 # Values.

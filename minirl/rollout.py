@@ -242,11 +242,11 @@ def hidden_after_shared_prompts(
         0, rows, torch.arange(len(tokens), device=tokens.device), "amin"
     )
     shared = SharedPrompt(rows)
-    before = model.hidden(tokens[first, :-length], starts=starts[first], cache=shared, at=slice(-1, None))[rows]
+    ahead = shared.spread(model.hidden(tokens[first, :-length], starts=starts[first], cache=shared, at=slice(-1, None)))
     if length == 1:
-        return before
+        return ahead
     after = model.hidden(tokens[:, -length:-1], starts=starts, cache=shared)
-    return torch.cat([before, after], 1)
+    return torch.cat([ahead, after], 1)
 
 
 def response_logprobs_and_values(

@@ -77,6 +77,25 @@ def test_a_prompt_read_once_for_its_group_gives_the_same_numbers_and_gradients(c
         torch.testing.assert_close(a, b, **EXACT)
 
 
+def test_two_threads_give_the_same_bits_every_time():
+    """The gradient of a prompt is a sum over its group. Float32 and large enough for PyTorch to share it out: an atomic sum
+    has other bits in nearly every call."""
+    torch.manual_seed(0)
+    model, before = Transformer(TransformerConfig(vocab_size=11, layers=1)), torch.get_num_threads()
+    tokens, index = torch.randint(11, (256, 12)), torch.arange(16).repeat_interleave(16)[torch.randperm(256)]
+    tokens[:, :8] = torch.randint(11, (16, 8))[index]
+    starts, weights = torch.zeros(256, dtype=torch.long), torch.randn(256, 4)
+    torch.set_num_threads(2)
+    try:
+        found = set()
+        for _ in range(3):
+            logprobs, _ = response_logprobs(model, tokens, starts, 4, prompt_index=index)
+            found.add(b"".join(g.numpy().tobytes() for g in gradients(model, (logprobs * weights).sum())))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+
+
 def test_responses_of_one_token_need_the_prompts_alone():
     model = made(BASE)
     rollout = generate(model, [[3, 1], [4, 2, 7]], max_new_tokens=1, group_size=2)

@@ -77,6 +77,24 @@ def test_kl_entropy_and_total_variation_by_hand(world):
     assert float(exact.total_variation(logp, logq)) == pytest.approx(sum(max(a - b, 0) for a, b in pairs))
 
 
+@pytest.mark.parametrize("world", WORLDS, ids=IDS)
+def test_what_is_never_written_adds_nothing(world):
+    logits = table(world, 1)
+    logits[0, :-1] = -torch.inf  # the first token is always the last of the vocabulary
+    logp, logq = (exact.sequence_logprobs(world, x) for x in (logits, table(world, 2)))
+    pairs = [(a, b) for a, b in zip(logp.exp().tolist(), logq.exp().tolist(), strict=True) if a > 0]
+    assert len(pairs) < len(world)
+    assert float(exact.kl(logp, logq)) == pytest.approx(sum(a * math.log(a / b) for a, b in pairs))
+    assert float(exact.kl(logq, logp)) == math.inf
+    assert float(exact.entropy(logp)) == pytest.approx(-sum(a * math.log(a) for a, _ in pairs))
+    again = exact.sequence_logprobs(world, exact.table_of(world, logp))
+    assert_close(again.exp(), logp.exp())
+    logits.requires_grad_()
+    logp = exact.sequence_logprobs(world, logits)
+    (gradient,) = torch.autograd.grad(exact.kl(logp, logq) + exact.entropy(logp), logits)
+    assert gradient.isfinite().all()
+
+
 def test_the_kl_of_sequences_is_the_expected_sum_of_the_kls_of_tokens():
     """The chain rule, and the direction: expectations are the policy's."""
     world = WORLDS[0]

@@ -6,10 +6,10 @@ python data/studies/cartpole.py
 
 import time
 from dataclasses import asdict, replace
-from unittest.mock import patch
 
 import numpy as np
 import torch
+from standing_in import standing_in
 from store import write
 
 from minirl.train import cartpole
@@ -57,7 +57,7 @@ def runs(seed: int):
 
 
 def broken(mistake, seed: int):
-    with patch.object(cartpole, "what_follows", mistake):
+    with standing_in(cartpole, {"what_follows": mistake}):
         return train_ppo(replace(PPO, seed=seed))
 
 

@@ -5,9 +5,9 @@ python data/studies/transformer.py
 """
 
 from dataclasses import asdict
-from unittest.mock import patch
 
 import torch
+from standing_in import standing_in
 from store import write
 
 from minirl import model as model_module
@@ -71,6 +71,6 @@ if __name__ == "__main__":
     rows = []
     for seed in SEEDS:
         rows.append(row(seed, "causal"))
-        with patch.object(model_module, "attention_mask", sees_next):
+        with standing_in(model_module, {"attention_mask": sees_next}):
             rows.append(row(seed, "one too far"))
     write("transformer", rows, SETTINGS)

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))  # so that it runs from a checkout that is not installed
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "studies")]  # it runs from a checkout that is not installed
+
+from standing_in import standing_in  # noqa: E402
 
 from minirl.advantages import gae, group_relative_advantages  # noqa: E402
 from minirl.doctor import NEEDS, diagnose  # noqa: E402
@@ -89,10 +90,11 @@ def pairs(seed: int):
 # Runs. Each returns the records of a training loop of the library; `stands_in` replaces functions inside that loop.
 
 
-def ppo_run(seed, *, config=ACTOR, stands_in=None, watch=None, score=proxy, actor=None, **changes) -> list[dict]:
+def ppo_run(seed, *, config=ACTOR, stands_in=None, gae=gae, watch=None, score=proxy, actor=None, **changes):
     run, config = Run(progress=False), replace(config, seed=seed, **changes)
     actor = actor or PolicyWithValue(copy_of(ref))
-    with patch.dict(vars(ppo), stands_in or {}):
+    actor.policy.ops = replace(actor.policy.ops, gae=gae)
+    with standing_in(ppo, stands_in or {}):
         ppo.train(actor, ref, words, stories.prompts, score, config, run, watch=watch)
     return run.records
 
@@ -104,18 +106,17 @@ def ppo_digits(seed, **changes) -> list[dict]:
     return run.records
 
 
-def tales(seed, *, row=GRPO_KL_IN_REWARD, stands_in=None, watch=None, score=proxy, anchor=None, **changes):
+def tales(seed, *, row=GRPO_KL_IN_REWARD, sample=roll_out, watch=None, score=proxy, anchor=None, **changes):
     run, config = Run(progress=False), replace(TALES, seed=seed, **changes)
-    with patch.dict(vars(grpo), stands_in or {}):
-        grpo.train(copy_of(ref), anchor or ref, words, stories.prompts, score, config, run, row=row, watch=watch)
+    world = (copy_of(ref), anchor or ref, words, stories.prompts, score)
+    grpo.train(*world, config, run, row=row, watch=watch, sample=sample)
     return run.records
 
 
-def digits(seed, *, row=GRPO, score=right, stands_in=None, prompts=digit_sum.prompts, anchor=None, **changes):
+def digits(seed, *, row=GRPO, score=right, prompts=digit_sum.prompts, anchor=None, **changes):
     run, config = Run(progress=False), replace(DIGITS, seed=seed)
     config = replace(config, **{("prompts" if name == "n_prompts" else name): value for name, value in changes.items()})
-    with patch.dict(vars(grpo), stands_in or {}):
-        grpo.train(copy_of(digits_ref), anchor, characters, prompts, score, config, run, row=row)
+    grpo.train(copy_of(digits_ref), anchor, characters, prompts, score, config, run, row=row)
     return run.records
 
 
@@ -257,16 +258,14 @@ def reference_renewed(seed: int) -> list[dict]:
     def watch(texts, told):
         return gold(texts, told)
 
-    original = grpo.roll_out
-
     def sampled(policy, *inputs, **knobs):
         seen["before"], seen["now"] = (
             seen.get("now", ref.state_dict()),
             {name: x.clone() for name, x in policy.state_dict().items()},
         )
-        return original(policy, *inputs, **knobs)
+        return roll_out(policy, *inputs, **knobs)
 
-    return tales(seed, stands_in={"roll_out": sampled}, score=score, watch=watch, anchor=anchor, steps=24)
+    return tales(seed, sample=sampled, score=score, watch=watch, anchor=anchor, steps=24)
 
 
 # The kinds
@@ -348,7 +347,7 @@ KINDS = {
         "value_loss_exploding",
         lambda s: ppo_run(
             s,
-            stands_in={"gae": values_counted_four_times},
+            gae=values_counted_four_times,
             actor=PolicyWithValue(copy_of(ref), copy_of(ref)),
             lr=1e-3,
             value_clip_eps=100.0,
@@ -374,12 +373,12 @@ KINDS = {
     ),
     "temperature_mismatch": Kind(
         "temperature_mismatch",
-        lambda s: tales(s, stands_in={"roll_out": at_another_temperature(1.4)}),
+        lambda s: tales(s, sample=at_another_temperature(1.4)),
         "sampled at 1.4, trained at 1",
     ),
     "temperature_mismatch_cold": Kind(
         "temperature_mismatch",
-        lambda s: tales(s, stands_in={"roll_out": at_another_temperature(0.7)}),
+        lambda s: tales(s, sample=at_another_temperature(0.7)),
         "sampled at 0.7, trained at 1",
     ),
     "non_finite": Kind("non_finite", log_of_a_softmax, "the logarithm of a softmax, and nobody looks"),

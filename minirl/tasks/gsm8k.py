@@ -140,13 +140,13 @@ def is_correct(output: str, reference: str) -> bool:
     return extract_answer(output) == reference_number(reference)
 
 
-def reference_number(answer: str) -> Fraction:
+def reference_number(reference: str) -> Fraction:
     """The number after the last `####` of an answer field, or the field itself where it is nothing but a number."""
-    field = answer.rpartition("####")[2].strip()
+    field = reference.rpartition("####")[2].strip()
     match = NUMBER.fullmatch(_plain(field)) if len(field) <= WINDOW else None
     number = None if match is None else _value(match)
     if number is None:
-        raise ValueError(f"answer: wanted '#### number' at its end, got {answer[-80:]!r}")
+        raise ValueError(f"reference: wanted '#### number' at its end, got {reference[-80:]!r}")
     return number
 
 

@@ -259,7 +259,7 @@ def test_references():
     assert gsm8k.reference_number("so 3\n#### 1,234") == 1234
     assert gsm8k.reference_number("18") == 18
     for bad in ("", "####", "#### many", "so 18 it is", "#### 1 2", "#### " + "9" * 500):
-        with pytest.raises(ValueError, match="answer: wanted '#### number' at its end"):
+        with pytest.raises(ValueError, match="reference: wanted '#### number' at its end"):
             gsm8k.is_correct("#### 18", bad)
 
 
