@@ -8,7 +8,7 @@ import pytest
 from minirl.tasks import DATA
 
 sys.path.insert(0, str(DATA / "studies"))
-from standing_in import standing_in  # noqa: E402
+from standing_in import standing_in
 
 
 def loop():

@@ -55,4 +55,5 @@ def in_words(confidence: float) -> str:
 
 
 def filled(label: str, text: str) -> str:
-    return textwrap.fill(f"{label}: {text}", width=100, initial_indent="   ", subsequent_indent="      ")
+    indents = {"initial_indent": "   ", "subsequent_indent": "      "}
+    return textwrap.fill(f"{label}: {text}", width=100, break_long_words=False, break_on_hyphens=False, **indents)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from minirl.drills import kept
 from minirl.drills.desk import CHAPTERS, drill, find, hint, names
+from minirl.drills.display import as_text
 from minirl.drills.interview import Interview, minutes_and_seconds
 from minirl.drills.judge import Result, check
 from minirl.files import read_text
@@ -56,7 +57,7 @@ def run_drill(args) -> int:
         print(f"  python -m minirl drill {name} --check {args.write}")
     elif args.check is not None:
         result = judged(args.check, [name])[name]
-        print(result.message)
+        print(result)
         return 0 if result else 1
     else:
         print(drill(name))
@@ -151,7 +152,7 @@ def talk(interview: Interview, path: Path, ask: Callable[[str], str]) -> None:
         if not words:
             open_ones = [name for name in interview.drills if name not in interview.solved]
             for result in judged(path, open_ones, interview.check).values():
-                print(f"- {SIGNS[result.status]}. {result.message}")
+                print(as_text(f"- {SIGNS[result.status]}. {result.message}"))
         elif words[0] == "q":
             return
         elif words[0] == "h":
@@ -160,7 +161,7 @@ def talk(interview: Interview, path: Path, ask: Callable[[str], str]) -> None:
                 print(f"h and one of {', '.join(interview.drills)}")
                 continue
             hints_read[near[0]] = min(3, hints_read[near[0]] + 1)
-            print(f"hint {hints_read[near[0]]} of 3: {interview.hint(near[0], hints_read[near[0]])}")
+            print(f"hint {hints_read[near[0]]} of 3:", interview.hint(near[0], hints_read[near[0]]), sep="\n")
         else:
             print("Enter, h NAME or q.", file=sys.stderr)
     print("\nAll solved." if interview.seconds_left > 0 else "\nTime is over.")

@@ -26,6 +26,7 @@ from minirl.drills import (
     weighted,
 )
 from minirl.drills.bank import Case, Drill
+from minirl.drills.display import as_text
 from minirl.types import Tensor
 
 CHAPTERS = {  # in the order of the course
@@ -69,7 +70,7 @@ def hint(name: str, n: int) -> str:
     if not isinstance(n, int) or not 1 <= n <= len(hints):
         raise ValueError(f"n: wanted a hint in 1..{len(hints)} for {name}, got {n}")
     kept.note_hint(name, n)
-    return hints[n - 1]
+    return as_text(hints[n - 1])
 
 
 def _without_bodies(of) -> str:

@@ -14,6 +14,7 @@ from minirl.drills.bank import BANK, Drill, Mutant
 from minirl.drills.causes import probable_causes
 from minirl.drills.combined import pairs_of
 from minirl.drills.desk import find, shown, shown_apart
+from minirl.drills.display import as_html, as_text
 from minirl.drills.numbers_off import factor_between
 from minirl.drills.performance import Performance, perform, undisturbed
 from minirl.drills.probes import remarks
@@ -26,17 +27,15 @@ class Result:
 
     status: str  # "ok" | "todo" | "mistake" | "wrong" | "error"
     mistake: str | None  # the name of the wrong version, where it is a known one; "a + b" where it is two
-    message: str
+    message: str  # a line for each thing it says, however long; print(result) breaks lines at 100 columns
 
     def __bool__(self) -> bool:
         return self.status == "ok"
 
     def __str__(self) -> str:
-        return self.message
+        return as_text(self.message)
 
     def _repr_html_(self) -> str:
-        from minirl.drills.display import as_html
-
         return as_html(self)
 
 

@@ -240,7 +240,7 @@ LIMITS = [  # (name, in which log, metric, a curve that is not named, one that i
     ("negative_kl", ppo, "kl", lambda t: -0.008, lambda t: -0.012, {}),
     ("kl_growing", ppo, "kl", then(0.1, 9.0, 0.75), then(0.1, 16.0, 0.75), {}),
     ("entropy_collapse", ppo, "entropy", then(1.5, 0.18), then(1.5, 0.12), FLAT),
-    ("temperature_mismatch", ppo, "approx_kl", lambda t: 0.04, lambda t: 0.06, {}),
+    ("temperature_mismatch", ppo, "approx_kl", lambda t: 0.08, lambda t: 0.12, {}),
     ("temperature_mismatch", ppo, "ratio_mean", lambda t: 1.04, lambda t: 1.06, {}),
     ("temperature_mismatch", ppo, "sampling_gap", lambda t: 0.09, lambda t: 0.11, {}),
     ("negative_explained_variance", ppo, "explained_variance", lambda t: -0.08, lambda t: -0.5, {}),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minirl.drills import Interview, check, hint, keep_progress, names, progress
+from minirl.drills import BANK, Interview, check, hint, keep_progress, names, progress
 from minirl.drills import solutions as plain
 from minirl.drills.command import (
     add_drill_arguments,
@@ -24,6 +24,7 @@ from minirl.drills.command import (
     write_stubs,
 )
 from minirl.drills.desk import CHAPTERS
+from minirl.drills.display import as_text
 
 
 @pytest.fixture(autouse=True)
@@ -255,6 +256,40 @@ def test_an_interview_as_a_person_sees_it(tmp_path):
     os.close(ours)
 
 
+# Lines that fit
+
+
+def test_what_is_printed_keeps_its_words_and_fits():
+    said = [f"{one.of.__name__}: {one.sentence} Seen in {one.seen}.\nIn training: {one.effect}" for one in BANK]
+    for text in said:
+        shown = as_text(text)
+        assert shown.split() == text.split() and max(map(len, shown.splitlines())) <= 100
+        starts = [line for line in shown.splitlines() if not line.startswith("  ")]
+        assert len(starts) == 2, "what does not fit goes on two columns further in"
+    assert any(len(line) > 100 for text in said for line in text.splitlines())
+    hints = [line for name in names() for n in (1, 2, 3) for line in hint(name, n).splitlines()]
+    assert max(map(len, hints)) <= 100 and any(line.startswith("  ") for line in hints)
+
+
+@pytest.mark.parametrize(
+    "whole", ["(2, 3)", "view(-1, size)", "f(g(x, y), z)", "[0.5, 1, 2]", "y = a * b", "well-known"]
+)
+def test_a_line_breaks_beside_code_and_not_in_it(whole):
+    for n in range(80, 101):
+        text = f"{'x' * n} {whole} and more words after it"
+        shown = as_text(text)
+        assert whole in shown and shown.split() == text.split(), shown
+
+
+def test_what_fits_is_left_alone():
+    row = "     got x = [1,  2]"
+    assert as_text(row) == row and as_text("y" * 100) == "y" * 100 and as_text("y" * 120) == "y" * 120
+    assert as_text("") == "" and as_text("a\n\n b\n") == "a\n\n b\n"
+    numbers = as_text(f"  mask = [{', '.join(['[True, False, True]'] * 9)}]").splitlines()
+    assert [line[:8] for line in numbers] == ["  mask =", "    [Tru", "    [Tru"]
+    assert all(line.count("[True, False, True]") for line in numbers)
+
+
 # In a notebook
 
 
@@ -281,7 +316,8 @@ def test_a_verdict_is_well_formed_html_that_says_the_same(function):
     page.feed(result._repr_html_())
     assert page.open == [] and all(line in page.text for line in result.message.splitlines())
     assert (result.mistake or "") in page.text
-    assert str(result) == result.message and bool(result) == (result.status == "ok")
+    assert str(result).split() == result.message.split() and max(map(len, str(result).splitlines())) <= 100
+    assert bool(result) == (result.status == "ok")
 
 
 def test_every_chapter_lists_its_drills():

@@ -97,6 +97,15 @@ def test_output_is_no_wall_of_text(path):
         assert not re.search("[\u2500-\u257f]|[-=+|*#_]{6,}", text), "boxes and rules are drawn, not typed"
 
 
+def test_printed_lines_are_short(path):
+    """JupyterLab breaks a longer line of plain text anywhere, in a word or a number too; HTML it breaks at spaces."""
+    richer = {"text/html", "text/markdown", "image/png"}
+    plain = [output for output in outputs(path) if not richer & output.get("data", {}).keys()]
+    texts = ["".join(output.get("text", output.get("data", {}).get("text/plain", []))) for output in plain]
+    long = [line for text in texts for line in text.splitlines() if len(line) > 100]
+    assert not long
+
+
 def test_claims_are_asserted(path):
     asserted = [
         node
