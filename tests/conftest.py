@@ -10,7 +10,15 @@ jaxtyping.install_import_hook("minirl", "shape_checker.check")  # has to come be
 
 torch.set_num_threads(1)  # the tensors are tiny, and the number of threads changes the last bit
 settings.register_profile("minirl", derandomize=True, max_examples=25, deadline=None, database=None)
-settings.load_profile("minirl")
+settings.register_profile("longer", derandomize=True, max_examples=300, deadline=None, database=None)
+settings.register_profile("nightly", derandomize=False, max_examples=2000, deadline=None, database=None)
+settings.load_profile("minirl")  # --hypothesis-profile=nightly comes after it, and wins
+
+
+@pytest.fixture
+def record_property(request):
+    """As pytest's own, which warns under --junitxml, and warnings are errors here; the XML has the properties all the same."""
+    return lambda name, value: request.node.user_properties.append((name, value))
 
 
 @pytest.fixture

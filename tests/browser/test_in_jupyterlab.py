@@ -1,6 +1,6 @@
 """Every notebook in JupyterLab in Chromium, run by the menu: plots, tables, formulas, folded answers, last lines.
 
-Two of them always, all of them nightly. Skipped without Chromium (apt install chromium) and playwright (pip install
+Two of them always, the others nightly. Skipped without Chromium (apt install chromium) and playwright (pip install
 playwright; its own browsers are not needed). BROWSER_SHOTS=folder keeps pictures of the whole pages.
 """
 
