@@ -23,7 +23,7 @@ ENDS = {  # variant: total variation to pi* is above the first and below the sec
     "rloo, k3 in loss": (0.12, 0.5),
     "rloo, k3 in loss, long": (0.15, 0.5),
     "rloo, k1 in loss": (0.8, 1.0),
-    "ppo, long": (0.0, 0.04),
+    "ppo, long": (0.0, 0.07),
     "ppo, gamma .9, long": (0.08, 0.5),
     "dpo, open": (0.0, 0.05),
     "dpo, averaged, open": (0.3, 1.0),

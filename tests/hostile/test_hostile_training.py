@@ -102,7 +102,7 @@ TASK_CALLS |= {
     "stories: labels uneven": (lambda: stories.label(torch.zeros(2), torch.zeros(1), DICE), "gold_b"),
     "gsm8k: None": (lambda: gsm8k.load(None), "path"),
     "gsm8k: no file": (lambda: gsm8k.load("/nowhere.jsonl"), "/nowhere.jsonl"),
-    "gsm8k: no number": (lambda: gsm8k.is_correct("5", "five"), "answer"),
+    "gsm8k: no number": (lambda: gsm8k.is_correct("5", "five"), "reference"),
     "gsm8k: None as text": (lambda: gsm8k.is_correct(None, "#### 5"), "output"),
 }
 
