@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from minirl.disk import write_json
+from minirl.disk import alone_in, write_json
 from minirl.files import read_json
 from minirl.model import PolicyWithValue, RewardModel, Transformer, summed
 from minirl.pretrained import save_pretrained
@@ -93,25 +93,27 @@ def walk(out: Path, *, seed: int = 0, device: str = "cpu", quick: bool = False, 
     """Both worlds, all stages. Writes models, metrics and results.json under `out` and returns the results.
 
     resume: go on with the walk that `out` holds, to the same results, bit for bit.
-    ValueError: `out` holds a walk and `resume` is not set, or one with another seed or another length.
+    ValueError: `out` holds a walk and `resume` is not set, or one with another seed or another length; another process is
+    at work there.
     """
     w = Walk(Path(out), seed, device, quick, resume)
-    begin(w)
-    print("Stories: a model learns to write, then to please a reader\nwhose taste it knows only from comparisons.")
-    story_results = walk_stories(w)
-    print("Digit sums: a model learns, from right and wrong alone, to work a sum out before it answers.")
-    digit_results = walk_digits(w)
-    results = {
-        "seed": seed,
-        "quick": quick,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "stories": story_results,
-        "digit_sum": digit_results,
-        "seconds": {name: round(s, 1) for name, s in w.seconds.items()},
-    }
-    write_json(w.out / "results.json", results)
-    return results
+    with alone_in(w.out):
+        begin(w)
+        print("Stories: a model learns to write, then to please a reader\nwhose taste it knows only from comparisons.")
+        story_results = walk_stories(w)
+        print("Digit sums: a model learns, from right and wrong alone, to work a sum out before it answers.")
+        digit_results = walk_digits(w)
+        results = {
+            "seed": seed,
+            "quick": quick,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "stories": story_results,
+            "digit_sum": digit_results,
+            "seconds": {name: round(s, 1) for name, s in w.seconds.items()},
+        }
+        write_json(w.out / "results.json", results)
+        return results
 
 
 def begin(w: Walk) -> None:
@@ -123,7 +125,6 @@ def begin(w: Walk) -> None:
         for name, value in read_json(path).items():
             if value != ours.get(name):
                 raise ValueError(f"--resume: {w.out} was begun with {name} = {value}, not {ours.get(name)}")
-    w.out.mkdir(parents=True, exist_ok=True)
     write_json(path, ours)
 
 

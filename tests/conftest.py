@@ -16,12 +16,6 @@ settings.load_profile("minirl")  # --hypothesis-profile=nightly comes after it, 
 
 
 @pytest.fixture
-def record_property(request):
-    """As pytest's own, which warns under --junitxml, and warnings are errors here; the XML has the properties all the same."""
-    return lambda name, value: request.node.user_properties.append((name, value))
-
-
-@pytest.fixture
 def unhooked():
     """No shape checks, in calls inside the library either: the error is then the one a user meets."""
     jaxtyping.config.update("jaxtyping_disable", True)

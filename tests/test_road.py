@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -63,6 +65,19 @@ def test_no_walk_goes_on_as_another_one(tmp_path, whole):
     with pytest.raises(ValueError, match=r"^--resume: .* was begun with quick = True, not False"):
         walk(whole, resume=True)
     assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+
+
+def test_two_walks_are_not_in_one_folder(tmp_path):
+    """Another process holds it: it says so on its first line, and ends when its input does."""
+    hold = "import sys, pathlib; from minirl.disk import alone_in\n"
+    hold += "with alone_in(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "1\n"
+    with pytest.raises(ValueError, match="is at work here"):
+        walk(tmp_path, quick=True, resume=True)
+    other.communicate("\n")
+    assert not (tmp_path / "walk.json").exists()
 
 
 def test_the_folder_of_a_walk_is_the_next_free_one_or_the_last(tmp_path):

@@ -59,6 +59,25 @@ def test_where_a_loop_ended_in_the_stored_study(variant):
         assert_end(row)
 
 
+README = {  # what the front page's table calls them
+    "PPO, gamma 1": "ppo",
+    "GRPO as published, k3 in the loss": "grpo",
+    "k1 in the loss: does not restrain at all": "rloo, k1 in loss",
+    "GRPO, KL in the reward": "grpo, KL in reward",
+    "k3 in the loss, answers of up to six tokens": "rloo, k3 in loss, long",
+    "the same without std": "grpo, KL in reward, no std",
+    "DPO, pairs of full support": "dpo, open",
+    "DPO on length-averaged log-probabilities": "dpo, averaged, open",
+    "a reward model's optimum": "reward model, open",
+}
+
+
+@pytest.mark.parametrize("said", README)
+def test_the_readme_has_the_numbers_of_the_table(said):
+    ends = [f"{row['tv']:.2f}".lstrip("0") for row in study("exact_world") if row["variant"] == README[said]]
+    assert f"| {said} | {' / '.join(ends)} |" in (DATA.parent / "README.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize("variant", ENDS)
 def test_where_a_loop_ends(variant):
     assert_end(exact_world.row(variant, SEEDS[0]))
