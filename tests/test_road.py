@@ -72,11 +72,11 @@ def test_two_walks_are_not_in_one_folder(tmp_path):
     hold = "import sys, pathlib; from minirl.disk import alone_in\n"
     hold += "with alone_in(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
     command = [sys.executable, "-c", hold, str(tmp_path)]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "1\n"
-    with pytest.raises(ValueError, match="is at work here"):
-        walk(tmp_path, quick=True, resume=True)
-    other.communicate("\n")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "1\n"
+        with pytest.raises(ValueError, match="is at work here"):
+            walk(tmp_path, quick=True, resume=True)
+        other.communicate("\n")
     assert not (tmp_path / "walk.json").exists()
 
 
